@@ -1,0 +1,95 @@
+"""Runtimes: one file each. A target is a runtime and a machine class; the file knows which INT8 scheme runs fast there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Protocol
+
+from pydantic import ConfigDict, Field
+
+from mmcompress.component import JSON, Component, Slot
+from mmcompress.families import Feeds
+
+Precision = Literal["fp32", "int8"]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a graph is quantized for a runtime on a machine class."""
+
+    activations: Literal["uint8", "int8"]
+    symmetric_activations: bool
+    per_channel: bool
+    reduce_range: bool
+    """Seven-bit weights, where UINT8 x INT8 products saturate (AVX2 without VNNI)."""
+    operators: tuple[str, ...]
+    """ONNX operator types that run in INT8."""
+    quantize_bias: bool = True
+    """INT32 biases; TensorRT refuses them."""
+
+
+class Session(Protocol):
+    """Opened engines of a package. Thread-safe."""
+
+    def run(self, graph: str, feeds: Feeds) -> Feeds:
+        """Run a graph by name."""
+        ...
+
+    def close(self) -> None:
+        """Free the engines."""
+        ...
+
+
+class Runtime(Component):
+    """Compiles graphs for a machine class, opens them and runs them."""
+
+    kind: ClassVar[str] = "runtimes"
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, populate_by_name=True)
+    extra: ClassVar[str]
+    """The extra of ours that brings the library."""
+
+    machine: str | None = Field(None, alias="for")
+    """Machine class (``x86-vnni``, ``x86-avx2``, ``arm64``, ``sm86``); this machine's where none is given."""
+
+    def machine_class(self) -> str:
+        """The machine class that this target is for, resolved."""
+        raise NotImplementedError
+
+    def scheme(self) -> Scheme:
+        """The INT8 scheme that this runtime runs fast on the machine class."""
+        raise NotImplementedError
+
+    def versions(self) -> Mapping[str, str]:
+        """Versions of the libraries that compile, for the key."""
+        raise NotImplementedError
+
+    def compile(self, graphs: Mapping[str, Path], folder: Path) -> Mapping[str, JSON]:
+        """Graphs (name to ONNX file) to what the runtime loads, in ``folder``; gives facts for the manifest.
+
+        Raises:
+            MissingExtra: the library is not installed.
+            StageError: the runtime refuses the graph (names the operator).
+        """
+        raise NotImplementedError
+
+    def open(self, folder: Path, graphs: Sequence[str], threads: int | None) -> Session:
+        """Open the engines of a package folder.
+
+        Raises:
+            InputError: an engine is missing, or was built for another machine class or version.
+        """
+        raise NotImplementedError
+
+
+AnyRuntime = Annotated[Runtime, Slot("runtimes")]
+
+
+def facts_of(runtime: Runtime) -> dict[str, Any]:
+    """What a package's manifest says of its target."""
+    return {
+        "runtime": runtime.component_name(),
+        "machine": runtime.machine_class(),
+        "versions": dict(runtime.versions()),
+    }
