@@ -32,14 +32,28 @@ Run = Callable[[str, Feeds], Feeds]
 
 
 class Processor(Protocol):
-    """Preprocessing of one model folder or package: numpy, Pillow and ``tokenizers`` alone."""
+    """Preprocessing of one model folder or package: numpy, Pillow and ``tokenizers`` alone.
 
-    def encode(self, values: Mapping[str, Sequence[Any]]) -> Feeds:
-        """Columns of raw values (``image``: pictures in any accepted form; ``text``: strings) to graph inputs.
+    It has two halves, so that training can keep what is costly to make and small to keep; ``encode`` is both.
+    """
+
+    def compact(self, values: Mapping[str, Sequence[Any]]) -> Feeds:
+        """Columns of raw values (``image``: pictures in any accepted form; ``text``: strings) to small arrays.
+
+        Pictures become uint8 [n, h, w, 3] at the model's size, texts int32 [n, s] at the longest length that the model
+        takes, so that arrays of several calls can be joined.
 
         Raises:
             InputError: a picture that cannot be read, a text that is none, ...
         """
+        ...
+
+    def expand(self, compact: Feeds) -> Feeds:
+        """What :meth:`compact` gave, to graph inputs (float32 pixels, int64 tokens cut to the longest text there)."""
+        ...
+
+    def encode(self, values: Mapping[str, Sequence[Any]]) -> Feeds:
+        """``expand(compact(values))``."""
         ...
 
 
