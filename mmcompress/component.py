@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,8 +24,8 @@ from types import ModuleType
 from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
@@ -33,6 +34,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
+from mmcompress._yaml import FromCommandLine
 from mmcompress.errors import UsageError
 
 KINDS = ("families", "data", "stages", "losses", "runtimes", "metrics")
@@ -264,11 +266,15 @@ class Slot:
         return {"$ref": f"#/$defs/{self.kind}"}
 
 
-def _resolve(path: Path, info: ValidationInfo) -> Path:
-    base = (info.context or {}).get("base") if isinstance(info.context, Mapping) else None
-    path = path.expanduser()
-    return path if path.is_absolute() or base is None else Path(base) / path
+def _resolve(value: Any, info: ValidationInfo) -> Any:
+    if not isinstance(value, (str, Path)):
+        return value
+    base = info.context.get("base") if isinstance(info.context, Mapping) else None
+    path = Path(value).expanduser()
+    if isinstance(value, FromCommandLine):
+        base = Path.cwd()
+    return path if path.is_absolute() or base is None else Path(os.path.normpath(Path(base) / path))
 
 
-RecipePath = Annotated[Path, AfterValidator(_resolve)]
+RecipePath = Annotated[Path, BeforeValidator(_resolve)]
 """A path that a recipe names: relative to the recipe's file, and in keys by the digest of what lies there."""

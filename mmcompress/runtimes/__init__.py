@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from mmcompress.component import JSON, Component, Slot
 from mmcompress.families import Feeds
@@ -42,6 +42,16 @@ class Session(Protocol):
         ...
 
 
+class Quantize(BaseModel):
+    """How graphs are brought to INT8."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    precision: Precision = "int8"
+    calibration_samples: int = Field(512, ge=1)
+    """Training examples that the ranges of activations are taken from."""
+
+
 class Runtime(Component):
     """Compiles graphs for a machine class, opens them and runs them."""
 
@@ -52,6 +62,9 @@ class Runtime(Component):
 
     machine: str | None = Field(None, alias="for")
     """Machine class (``x86-vnni``, ``x86-avx2``, ``arm64``, ``sm86``); this machine's where none is given."""
+
+    quantize: Quantize | None = None
+    """Instead of the recipe's own ``quantize``."""
 
     def machine_class(self) -> str:
         """The machine class that this target is for, resolved."""
