@@ -18,7 +18,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, ClassVar, get_args
@@ -107,6 +107,17 @@ def digest_path(path: Path) -> str:
         files = sorted(p for p in path.rglob("*") if p.is_file())
         return digest_json({p.relative_to(path).as_posix(): digest_path(p) for p in files})
     return "absent"
+
+
+def library_versions(*libraries: str) -> dict[str, str]:
+    """Installed versions by distribution name, ``absent`` where one is not installed; imports none of them."""
+    found = {}
+    for library in libraries:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            found[library] = "absent"
+    return found
 
 
 # --- finding -------------------------------------------------------------------------------------------------------

@@ -39,6 +39,8 @@ class StageInput:
     """The key of the teacher's artifact, for what is stored under it."""
     train_identity: JSON = None
     """The identity of the training data, likewise."""
+    validation_identity: JSON = None
+    """The identity of the validation data, likewise."""
     progress: Callable[[str, int, int], None] = field(default=lambda message, done, total: None)
     """Called with a message, steps done and steps in all."""
 

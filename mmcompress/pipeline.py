@@ -1,0 +1,400 @@
+"""Build: from a recipe to models and packages. Read this file to understand the tool.
+
+::
+
+    teacher -> model stages (finetune, distill, prune) -> export -> for each target: quantize -> compile -> package
+
+Every box is a :class:`mmcompress.store.Step`, whose key is known before it is built. A step asks the store for what it
+needs when it is built itself, so what is finished is found and only what is missing is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mmcompress import deploy
+from mmcompress.component import JSON, library_versions
+from mmcompress.data import Dataset, Examples
+from mmcompress.data._splits import check_disjoint, hold_out, subset
+from mmcompress.errors import StageError
+from mmcompress.families import Family
+from mmcompress.metrics import Role, Subject
+from mmcompress.recipe import FromRecipe, FromTrain, Recipe, load_recipe
+from mmcompress.runtimes import Precision, Runtime
+from mmcompress.stages import Model, Stage, StageInput
+from mmcompress.store import Artifact, Step, Store
+
+Listen = Callable[[str, str, int, int], None]
+"""Told of progress: step, message, done, total (0 where it is not known)."""
+PROBES = 64
+
+
+def silent(step: str, message: str, done: int, total: int) -> None:
+    """Listens to nothing."""
+
+
+class Splits:
+    """The data of a recipe, read when it is first needed and checked to be disjoint."""
+
+    def __init__(self, recipe: Recipe, limit: int | None = None) -> None:
+        self.recipe = recipe
+        self.limit = limit
+
+    @cached_property
+    def _read(self) -> tuple[Examples, Examples | None, Examples | None]:
+        data = self.recipe.data
+        train = data.train.read()
+        validation: Examples | None = None
+        if isinstance(data.validation, FromTrain):
+            train, validation = hold_out(train, data.validation.from_train, self.recipe.seed)
+        elif isinstance(data.validation, Dataset):
+            validation = data.validation.read()
+        test = data.test.read() if data.test is not None else None
+        check_disjoint(train, validation, test)
+        if self.limit is not None:
+            train = subset(train, self.limit)
+            validation = subset(validation, self.limit) if validation is not None else None
+            test = subset(test, self.limit) if test is not None else None
+        return train, validation, test
+
+    @property
+    def train(self) -> Examples:
+        """The training split, without what validation holds out of it."""
+        return self._read[0]
+
+    @property
+    def validation(self) -> Examples | None:
+        """The split that choices are made on."""
+        return self._read[1]
+
+    @property
+    def test(self) -> Examples | None:
+        """The split that the report is made on."""
+        return self._read[2]
+
+    @cached_property
+    def train_identity(self) -> JSON:
+        """What a key takes from the training data."""
+        data = self.recipe.data
+        held = [data.validation.from_train, self.recipe.seed] if isinstance(data.validation, FromTrain) else None
+        return {"data": data.train.identity(), "held_out": held, "limit": self.limit}
+
+    @cached_property
+    def validation_identity(self) -> JSON:
+        """What a key takes from the validation data."""
+        data = self.recipe.data
+        return {
+            "data": data.validation.identity() if isinstance(data.validation, Dataset) else self.train_identity,
+            "given": data.validation is not None,
+            "limit": self.limit,
+        }
+
+
+@dataclass(frozen=True)
+class ModelStep:
+    """A step whose artifact is a model folder."""
+
+    step: Step
+    family: Family
+    role: Role
+    name: str
+    stage: str
+
+
+@dataclass(frozen=True)
+class PackageStep:
+    """A step whose artifact is a package."""
+
+    step: Step
+    family: Family
+    role: Role
+    name: str
+    target: str
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a recipe makes, by key, before any of it is made."""
+
+    models: tuple[ModelStep, ...]
+    """The teacher first, then baselines, then what each stage makes."""
+    packages: tuple[PackageStep, ...]
+    """For each target the teacher's own FP32 package, then the recipe's."""
+    deployment: tuple[Step, ...]
+    """The exports and quantizations that the packages are made of, in order."""
+
+
+class Planner:
+    """Turns a recipe into steps. Nothing is built until the store is asked for a step's artifact."""
+
+    def __init__(self, recipe: Recipe, store: Store, listen: Listen = silent, limit: int | None = None) -> None:
+        self.recipe = recipe
+        self.store = store
+        self.listen = listen
+        self.limit = limit
+        self.splits = Splits(recipe, limit)
+
+    def plan(self) -> Plan:
+        """All steps of the recipe."""
+        start = self._teacher()
+        chain = self._chain(self.recipe.stages, start, "student", "stages")
+        teacher = start or chain[0]
+        if start is None:
+            chain[0] = teacher = _renamed(chain[0], "teacher", "teacher")
+        baselines = [
+            _renamed(steps[-1], "baseline", name)
+            for name, stages in self.recipe.baselines.items()
+            if (steps := self._chain(stages, start, "baseline", f"baselines.{name}"))
+        ]
+        students = chain if start is not None else chain[1:]
+        last = students[-1] if students else teacher
+        packages: list[PackageStep] = []
+        deployment: list[Step] = []
+        for target in self.recipe.targets:
+            made = [self._package(teacher, teacher, target, "fp32", "teacher")]
+            quantize = target.quantize or self.recipe.quantize
+            made.append(self._package(last, teacher, target, quantize.precision, "package"))
+            for package, steps in made:
+                packages += [package] if package.step.key not in {p.step.key for p in packages} else []
+                deployment += [step for step in steps if step.key not in {s.key for s in deployment}]
+        return Plan((teacher, *baselines, *students), tuple(packages), tuple(deployment))
+
+    # --- models ---
+
+    def _teacher(self) -> ModelStep | None:
+        source = self.recipe.teacher
+        if source is None:
+            return None
+        if isinstance(source, FromRecipe):
+            other = Planner(load_recipe(source.recipe), self.store, self.listen, self.limit).plan()
+            return _renamed(other.models[-1], "teacher", "teacher")
+        family: Family = source
+        seed = self.recipe.seed
+
+        def build(output: Path, work: Path) -> Mapping[str, Any]:
+            self.listen("teacher", "reading the checkpoint", 0, 0)
+            family.write(output, seed)
+            return {"family": family.component_name()}
+
+        identity = {
+            "family": family.identity(),
+            "seed": seed if family.config is not None else None,
+            "libraries": library_versions("transformers"),
+        }
+        return ModelStep(Step("teacher", "teacher", identity, build), family, "teacher", "teacher", "teacher")
+
+    def _chain(self, stages: tuple[Stage, ...], start: ModelStep | None, role: Role, where: str) -> list[ModelStep]:
+        made: list[ModelStep] = []
+        previous = start
+        teacher = start
+        for index, stage in enumerate(stages):
+            previous = self._stage(stage, previous, teacher, role, f"{where}.{index} {stage.component_name()}")
+            teacher = teacher or previous
+            made.append(previous)
+        return made
+
+    def _stage(
+        self, stage: Stage, previous: ModelStep | None, teacher: ModelStep | None, role: Role, where: str
+    ) -> ModelStep:
+        kind = stage.component_name()
+        family = stage.result_family(previous.family if previous is not None else None)
+
+        def build(output: Path, work: Path) -> Mapping[str, Any]:
+            given = StageInput(
+                model=self._model(previous),
+                teacher=self._model(teacher),
+                train=self.splits.train,
+                validation=self.splits.validation,
+                seed=self.recipe.seed,
+                output=output,
+                work=work,
+                cache=self.store.cache,
+                teacher_key=teacher.step.key if teacher is not None else "",
+                train_identity=self.splits.train_identity,
+                validation_identity=self.splits.validation_identity,
+                progress=lambda message, done, total: self.listen(where, message, done, total),
+            )
+            return stage.run(given)
+
+        identity = {
+            "stage": stage.identity(),
+            "model": previous.step.key if previous is not None else None,
+            "teacher": teacher.step.key if teacher is not None else None,
+            "train": self.splits.train_identity,
+            "validation": self.splits.validation_identity,
+            "seed": self.recipe.seed,
+            "environment": dict(stage.environment()),
+        }
+        return ModelStep(Step(kind, where, identity, build), family, role, where, kind)
+
+    def _model(self, made: ModelStep | None) -> Model | None:
+        return Model(made.family, self.get(made.step).folder) if made is not None else None
+
+    # --- packages ---
+
+    def _package(
+        self, model: ModelStep, teacher: ModelStep, target: Runtime, precision: Precision, role: Role
+    ) -> tuple[PackageStep, list[Step]]:
+        runtime = target.component_name()
+        exported = self._export(model)
+        graphs = exported if precision == "fp32" else self._quantize(model, exported, target)
+        family = model.family
+
+        def build(output: Path, work: Path) -> Mapping[str, Any]:
+            probe = self._examples("validation", PROBES)
+            return deploy.compile(
+                family=family,
+                model=self.get(model.step).folder,
+                graphs=self.get(graphs).folder,
+                runtime=target,
+                precision=precision,
+                teacher=Model(teacher.family, self.get(teacher.step).folder),
+                probe=probe,
+                provenance=_provenance(self.recipe.name, model, teacher, graphs),
+                output=output,
+            )
+
+        identity = {
+            "graphs": graphs.key,
+            "model": model.step.key,
+            "teacher": teacher.step.key,
+            "precision": precision,
+            "runtime": target.identity(),
+            "machine": target.machine_class(),
+            "versions": dict(target.versions()),
+            "probe": self.splits.validation_identity,
+            "seed": self.recipe.seed,
+            "format": deploy.PACKAGE_FORMAT,
+        }
+        step = Step("compile", f"{runtime} {precision} compile ({model.name})", identity, build)
+        name = f"{runtime} {precision}"
+        made = PackageStep(step, family, role, f"teacher {name}" if role == "teacher" else name, runtime, precision)
+        return made, [exported] if graphs is exported else [exported, graphs]
+
+    def _export(self, model: ModelStep) -> Step:
+        def build(output: Path, work: Path) -> Mapping[str, Any]:
+            self.listen(f"export ({model.name})", "tracing the graphs and checking them against torch", 0, 0)
+            return deploy.export(model.family, self.get(model.step).folder, output)
+
+        libraries = library_versions("torch", "transformers", "onnx", "onnxscript")
+        identity = {
+            "model": model.step.key,
+            "family": model.family.component_name(),
+            "libraries": libraries,
+            "revision": deploy.EXPORT_REVISION,
+        }
+        return Step("export", f"export ({model.name})", identity, build)
+
+    def _quantize(self, model: ModelStep, exported: Step, target: Runtime) -> Step:
+        settings = target.quantize or self.recipe.quantize
+        where = f"{target.component_name()} quantize ({model.name})"
+
+        def build(output: Path, work: Path) -> Mapping[str, Any]:
+            self.listen(where, f"calibrating on {settings.calibration_samples} training examples", 0, 0)
+            return deploy.quantize(
+                family=model.family,
+                model=self.get(model.step).folder,
+                graphs=self.get(exported).folder,
+                scheme=target.scheme(),
+                examples=self._examples("train", settings.calibration_samples),
+                output=output,
+            )
+
+        identity = {
+            "graphs": exported.key,
+            "settings": settings.model_dump(mode="json"),
+            "scheme": deploy.describe_scheme(target.scheme()),
+            "calibration": self.splits.train_identity,
+            "seed": self.recipe.seed,
+            "libraries": library_versions("onnx", "onnxruntime"),
+            "revision": deploy.QUANTIZE_REVISION,
+        }
+        return Step("quantize", where, identity, build)
+
+    def _examples(self, split: str, count: int) -> Examples:
+        """A sample of a split (of the training data where there is no validation data), the same for the same seed."""
+        source = self.splits.train if split == "train" or self.splits.validation is None else self.splits.validation
+        if split == "train" and len(source) < count and self.limit is None:
+            raise StageError(
+                f"quantize.calibration_samples: {count} training examples asked for, {len(source)} are there\n"
+                "  Lower calibration_samples, or give more training data."
+            )
+        return subset(source, min(count, len(source)), seed=self.recipe.seed)
+
+    def get(self, step: Step) -> Artifact:
+        """The artifact of a step: found, or built now."""
+        found = self.store.find(step)
+        if found is not None:
+            self.listen(step.name, "found", 1, 1)
+            return found
+        artifact = self.store.get(step)
+        self.listen(step.name, f"built in {artifact.manifest['seconds']:.1f} s", 1, 1)
+        return artifact
+
+
+def _renamed(made: ModelStep, role: Role, name: str) -> ModelStep:
+    return ModelStep(made.step, made.family, role, name, made.stage)
+
+
+def _provenance(recipe: str, model: ModelStep, teacher: ModelStep, graphs: Step) -> dict[str, JSON]:
+    """Where a package comes from, down to the components that made its model."""
+    return {
+        "recipe": recipe,
+        "model": {"key": model.step.key, "stage": model.step.kind, "identity": model.step.identity},
+        "teacher": {"key": teacher.step.key, "identity": teacher.step.identity},
+        "graphs": {"key": graphs.key, "stage": graphs.kind, "identity": graphs.identity},
+    }
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a recipe made: what is measured, and which targets failed and why."""
+
+    subjects: tuple[Subject, ...]
+    failures: Mapping[str, str]
+    splits: Splits
+    built: int
+    """How many artifacts this call built; 0 when all were found."""
+
+
+def build(planner: Planner) -> Built:
+    """Build everything that the recipe names. A target that fails does not take the others with it.
+
+    Raises:
+        StageError: a model stage failed; what was finished before it is kept.
+    """
+    plan = planner.plan()
+    subjects: list[Subject] = []
+    failures: dict[str, str] = {}
+    built = 0
+    for model in plan.models:
+        artifact = planner.get(model.step)
+        built += artifact.built
+        subjects.append(
+            Subject(artifact.key, model.name, model.role, model.stage, "torch", model.family, artifact.folder)
+        )
+    for package in plan.packages:
+        try:
+            artifact = planner.get(package.step)
+        except StageError as error:
+            failures[package.name] = str(error)
+            continue
+        built += artifact.built
+        subjects.append(
+            Subject(
+                artifact.key,
+                package.name,
+                package.role,
+                "package",
+                package.target,
+                package.family,
+                artifact.folder,
+                package.precision,
+            )
+        )
+    return Built(tuple(subjects), failures, planner.splits, built)
