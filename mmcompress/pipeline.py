@@ -153,16 +153,19 @@ class Planner:
         ]
         students = chain if start is not None else chain[1:]
         last = students[-1] if students else teacher
-        packages: list[PackageStep] = []
-        deployment: list[Step] = []
+        packages: dict[str, PackageStep] = {}
+        deployment: dict[str, Step] = {}
         for target in self.recipe.targets:
-            made = [self._package(teacher, teacher, target, "fp32", "teacher")]
-            quantize = target.quantize or self.recipe.quantize
-            made.append(self._package(last, teacher, target, quantize.precision, "package"))
-            for package, steps in made:
-                packages += [package] if package.step.key not in {p.step.key for p in packages} else []
-                deployment += [step for step in steps if step.key not in {s.key for s in deployment}]
-        return Plan((teacher, *baselines, *students), tuple(packages), tuple(deployment))
+            precision = (target.quantize or self.recipe.quantize).precision
+            wanted: list[tuple[ModelStep, Precision, Role]] = [
+                (teacher, "fp32", "teacher"),
+                (last, precision, "package"),
+            ]
+            for model, its_precision, role in wanted:
+                package, parts = self._package(model, teacher, target, its_precision, role)
+                packages.setdefault(f"{role} {package.step.key}", package)
+                deployment.update({part.key: part for part in parts})
+        return Plan((teacher, *baselines, *students), tuple(packages.values()), tuple(deployment.values()))
 
     # --- models ---
 

@@ -1,0 +1,220 @@
+"""One run of a recipe from end to end: build, measure, report, gate; and the folder that holds what came out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmcompress.component import digest_json
+from mmcompress.errors import InputError, StageError, UsageError
+from mmcompress.metrics import Metric, Row, Subject
+from mmcompress.pipeline import Built, Listen, ModelStep, PackageStep, Planner, build, silent
+from mmcompress.recipe import Recipe, dump_recipe, load_recipe
+from mmcompress.store import MANIFEST, Store, default_store
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gave."""
+
+    folder: Path
+    rows: tuple[Row, ...]
+    verdicts: tuple[Any, ...]
+    failures: Mapping[str, str]
+    built: int
+    exit_code: int
+
+
+def run(
+    recipe: Path | str,
+    *,
+    overrides: Sequence[str] = (),
+    store: Path | None = None,
+    runs: Path | str = "runs",
+    listen: Listen = silent,
+    smoke: bool = False,
+) -> Outcome:
+    """Build a recipe, measure what it made, write the report and judge the recipe's demands.
+
+    Raises:
+        RecipeError, InputError: the recipe or what it names is wrong.
+        StageError: a stage failed; what was finished is kept.
+    """
+    path = Path(recipe)
+    if not smoke:
+        return _run(path, load_recipe(path, overrides), Store(store or default_store()), Path(runs), listen, None)
+    with tempfile.TemporaryDirectory(prefix="mmcompress-smoke-") as folder:
+        small = smoke_recipe(load_recipe(path, overrides))
+        return _run(path, small, Store(Path(folder) / "store"), Path(folder) / "runs", listen, SMOKE_EXAMPLES)
+
+
+def _run(path: Path, recipe: Recipe, store: Store, runs: Path, listen: Listen, limit: int | None) -> Outcome:
+    from mmcompress import gate, measure, report
+
+    started = time.strftime("%Y%m%d-%H%M%S")
+    planner = Planner(recipe, store, listen, limit)
+    built = build(planner)
+    rows, samples, environment = measure.measure(
+        list(built.subjects),
+        list(recipe.measure.metrics),
+        built.splits.test,
+        threads=recipe.measure.threads,
+        seed=recipe.seed,
+        progress=lambda message, done, total: listen("measure", message, done, total),
+    )
+    demands = gate.parse_demands(recipe.demand, [target.component_name() for target in recipe.targets])
+    family = built.subjects[-1].family
+    verdicts = gate.judge(demands, rows, family.requests[0].name)
+    folder = new_run_folder(runs, recipe, started)
+    copy_packages(built.subjects, folder / "packages")
+    report.write_report(
+        folder,
+        title=recipe.name,
+        rows=rows,
+        samples=samples,
+        environment=environment,
+        recipe_text=dump_recipe(recipe),
+        verdicts=verdicts,
+        notes=_notes(built),
+    )
+    _point(runs / recipe.name / "latest", folder)
+    code = StageError.exit_code if built.failures else gate.exit_code(verdicts)
+    return Outcome(folder, tuple(rows), tuple(verdicts), built.failures, built.built, code)
+
+
+def _notes(built: Built) -> list[str]:
+    """What was left out or failed, told in the report."""
+    notes = [f"target failed: {name}: {reason}" for name, reason in built.failures.items()]
+    for name, examples in (
+        ("train", built.splits.train),
+        ("validation", built.splits.validation),
+        ("test", built.splits.test),
+    ):
+        if examples is not None:
+            notes += [f"{name}: {count} {reason}" for reason, count in examples.notes.items()]
+    return notes
+
+
+def new_run_folder(runs: Path, recipe: Recipe, started: str) -> Path:
+    """``runs/<name>/<time>-<digest>``, made new."""
+    digest = digest_json(recipe.model_dump(mode="json", by_alias=True))[:8]
+    folder = runs / recipe.name / f"{started}-{digest}"
+    number = 1
+    while folder.exists():
+        number += 1
+        folder = runs / recipe.name / f"{started}-{digest}-{number}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def copy_packages(subjects: Sequence[Subject], folder: Path) -> None:
+    """Copy the recipe's packages (not the teacher's) to ``folder/<target>``."""
+    for subject in subjects:
+        if subject.role == "package":
+            copy_artifact(subject.folder, folder / subject.target)
+
+
+def copy_artifact(source: Path, folder: Path) -> None:
+    """Copy an artifact's files without the store's own manifest."""
+    if folder.exists():
+        raise UsageError(f"{folder}: exists already; name a new folder")
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns(MANIFEST))
+
+
+def _point(link: Path, folder: Path) -> None:
+    """Make ``latest`` point to a run, in one step, so that it never points nowhere."""
+    part = link.with_name(f".latest-{os.getpid()}")
+    part.unlink(missing_ok=True)
+    part.symlink_to(folder.name, target_is_directory=True)
+    os.replace(part, link)
+
+
+def build_to(planner: Planner, kind: str) -> Path:
+    """Build up to the last step of a kind; gives its folder.
+
+    Raises:
+        UsageError: the recipe has no such step.
+    """
+    plan = planner.plan()
+    if kind == "compile":
+        steps = [package.step for package in plan.packages if package.role == "package"]
+    elif kind in ("export", "quantize"):
+        steps = [step for step in plan.deployment if step.kind == kind]
+    else:
+        steps = [model.step for model in plan.models if model.stage == kind and model.role != "baseline"]
+    if not steps:
+        raise UsageError(f"the recipe has no {kind} step; it has {', '.join(kinds_of(plan.models, plan.packages))}")
+    return planner.get(steps[-1]).folder
+
+
+def kinds_of(models: Sequence[ModelStep], packages: Sequence[PackageStep]) -> list[str]:
+    """The kinds of steps of a plan."""
+    kinds = dict.fromkeys(model.step.kind for model in models)
+    if packages:
+        kinds.update(dict.fromkeys(("export", "compile")))
+    return list(kinds)
+
+
+SMOKE_EXAMPLES = 64
+_SMOKE_FIELDS = {"steps": 4, "epochs": None, "batch_size": 16, "accumulation": 1, "samples": 32}
+
+
+def smoke_recipe(recipe: Recipe) -> Recipe:
+    """The same way on a few examples: every stage, target and package, in seconds. Its numbers mean nothing."""
+
+    def small(stage: Any) -> Any:
+        fields = {name: value for name, value in _SMOKE_FIELDS.items() if name in type(stage).model_fields}
+        recover = getattr(stage, "recover", None)
+        if recover is not None:
+            fields["recover"] = small(recover)
+        return stage.model_copy(update=fields)
+
+    def quick(metric: Metric) -> Metric:
+        fields = type(metric).model_fields
+        update = {name: value for name, value in {"processes": 1, "seconds": 1.0}.items() if name in fields}
+        return metric.model_copy(update=update)
+
+    quantize = recipe.quantize.model_copy(update={"calibration_samples": 32})
+    targets = tuple(
+        t
+        if t.quantize is None
+        else t.model_copy(update={"quantize": quantize.model_copy(update={"precision": t.quantize.precision})})
+        for t in recipe.targets
+    )
+    return recipe.model_copy(
+        update={
+            "stages": tuple(small(stage) for stage in recipe.stages),
+            "baselines": {name: tuple(map(small, stages)) for name, stages in recipe.baselines.items()},
+            "quantize": quantize,
+            "targets": targets,
+            "measure": recipe.measure.model_copy(update={"metrics": tuple(map(quick, recipe.measure.metrics))}),
+            "demand": {},
+        }
+    )
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    here = Path(__file__).parent
+    for folder in (here / "recipes", here.parent / "recipes"):  # installed, and in a checkout
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    raise RuntimeError(f"the recipes are missing from this installation ({here / 'recipes'})")
+
+
+def shipped_recipe(name: str) -> Path:
+    """The path of a recipe that comes with the package.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    found = recipes()
+    if name not in found:
+        raise InputError(f"no recipe {name!r} comes with mmcompress; there are {', '.join(found)}")
+    return found[name]
