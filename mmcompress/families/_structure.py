@@ -1,0 +1,343 @@
+"""structure.json: how a pruned model differs from the one that its config.json builds. Data only.
+
+::
+
+    {
+      "format": 1,
+      "modules": {
+        "vision_model.encoder.layers.0.self_attn": {"attributes": {"num_heads": 3}},
+        "vision_model.encoder.layers.0.self_attn.q_proj": {
+          "shapes": {"weight": [48, 96], "bias": [48]}, "attributes": {"out_features": 48}
+        }
+      },
+      "tied": [["decoder.weight", "embeddings.weight"]]
+    }
+
+Shapes are those of a module's own parameters and buffers; pruning narrows, so none grows. Attributes are its numbers (or
+tuples of whole numbers). ``tied`` names all parameters that are one and the same tensor. A model is rebuilt in three
+steps: built from its config.json, given this structure, loaded strictly.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmcompress.component import JSON
+from mmcompress.errors import InputError
+from mmcompress.store import read_json, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+STRUCTURE = "structure.json"
+FORMAT = 1
+FEED_FORWARD_KEYS = ("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim")
+"""How transformers' configurations name the width of a feed-forward block."""
+
+
+def describe_structure(model: nn.Module, reference: nn.Module) -> dict[str, JSON] | None:
+    """What :func:`apply_structure` has to change of ``reference`` to get the modules of ``model``; None for nothing.
+
+    ``reference`` is freshly built from the same configuration; the meta device is enough.
+
+    Raises:
+        ValueError: the two do not consist of the same modules and parameters, so that shapes alone cannot tell them apart.
+    """
+    ours, theirs = dict(model.named_modules()), dict(reference.named_modules())
+    if ours.keys() != theirs.keys():
+        raise ValueError(f"modules of one model alone: {_some(ours.keys() ^ theirs.keys())}")
+    modules = {}
+    for name, module in ours.items():
+        entry = _changes(name, module, theirs[name])
+        if entry:
+            modules[name] = entry
+    tied = _tied(model)
+    if not modules and tied == _tied(reference):
+        return None
+    return {"format": FORMAT, "modules": modules, "tied": tied}
+
+
+def apply_structure(model: nn.Module, structure: JSON, origin: str | Path = STRUCTURE) -> None:
+    """Give a freshly built model the shapes, attributes and ties of ``structure``, in place, before weights are loaded.
+
+    Raises:
+        InputError: the structure is of another format or does not fit the model; ``origin`` and the module are named.
+    """
+    modules, tied = _read(structure, str(origin))
+    for name, entry in modules.items():
+        try:
+            module = model.get_submodule(name)
+        except AttributeError:
+            raise InputError(f"{origin}: the model of config.json has no module {name!r}") from None
+        for tensor_name, shape in entry.get("shapes", {}).items():
+            _narrow(module, tensor_name, shape, f"{origin}: {name}")
+        for attribute, value in entry.get("attributes", {}).items():
+            _set_attribute(module, attribute, value, f"{origin}: {name}")
+    _tie(model, tied, str(origin))
+    for name, module in model.named_modules():
+        problem = _inconsistent(module)
+        if problem:
+            raise InputError(f"{origin}: {name}: {problem}")
+
+
+def check_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str | Path) -> None:
+    """Check names and shapes of weights against a model whose structure was applied, before they are loaded.
+
+    Raises:
+        InputError: a tensor is missing or unexpected, or its shape is not the module's; the first ones are named.
+    """
+    expected = model.state_dict()
+    problems = [
+        f"{name}: shape {list(weights[name].shape)}, expected {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    one_of = {name: group for group in _tied(model) for name in group}
+    problems += [
+        f"{name}: missing"
+        for name in expected
+        if name not in weights and not any(other in weights for other in one_of.get(name, ()))
+    ]
+    problems += [f"{name}: not a part of this model" for name in weights if name not in expected]
+    if problems:
+        raise InputError(
+            f"{origin}: the weights do not fit config.json and {STRUCTURE}\n  "
+            + "\n  ".join(problems[:5])
+            + (f"\n  and {len(problems) - 5} more" if len(problems) > 5 else "")
+        )
+
+
+def fold_into_config(
+    config: Mapping[str, JSON], model: nn.Module, build: Callable[[dict[str, JSON]], nn.Module]
+) -> tuple[dict[str, JSON], dict[str, JSON] | None]:
+    """Tell by the configuration what it can tell; gives the new configuration and the structure that is left.
+
+    Where all feed-forward blocks that a width in ``config`` (top level or one section below) makes were cut to one and
+    the same width, that number is replaced, so that the folder opens with transformers' ``from_pretrained`` too.
+    ``build`` makes the model of a configuration (on the meta device); ``config`` names its widths in full (``to_dict``).
+    """
+    folded: dict[str, JSON] = copy.deepcopy(dict(config))
+    reference = build(folded)
+    structure = describe_structure(model, reference)
+    for path in _width_paths(folded):
+        if structure is None:
+            break
+        for width in _candidates(structure, reference, _get(folded, path)):
+            trial = copy.deepcopy(folded)
+            _section(trial, path)[path[-1]] = width
+            narrowed = build(trial)
+            made_by_it = describe_structure(narrowed, reference) or {"modules": {}}
+            left = describe_structure(model, narrowed)
+            remaining = left["modules"] if left else {}
+            if made_by_it["modules"] and not made_by_it["modules"].keys() & remaining.keys():
+                folded, reference, structure = trial, narrowed, left
+                break
+    return folded, structure
+
+
+def read_structure(folder: Path) -> JSON | None:
+    """The structure of a model folder, or None where it has none.
+
+    Raises:
+        InputError: the file is no JSON.
+    """
+    path = folder / STRUCTURE
+    return read_json(path) if path.exists() else None
+
+
+def write_structure(folder: Path, structure: JSON | None) -> None:
+    """Write a structure into a model folder; nothing for None."""
+    if structure is not None:
+        write_json(folder / STRUCTURE, structure)
+
+
+# --- describing ----------------------------------------------------------------------------------------------------
+
+
+def _changes(name: str, module: nn.Module, reference: nn.Module) -> dict[str, JSON]:
+    ours, theirs = dict(_own_tensors(module)), dict(_own_tensors(reference))
+    if ours.keys() != theirs.keys():
+        raise ValueError(f"{name}: tensors of one model alone: {_some(ours.keys() ^ theirs.keys())}")
+    shapes = {key: list(tensor.shape) for key, tensor in ours.items() if tensor.shape != theirs[key].shape}
+    before = _numbers(reference)
+    attributes = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in _numbers(module).items()
+        if before.get(key) != value
+    }
+    entry: dict[str, JSON] = {}
+    if shapes:
+        entry["shapes"] = shapes
+    if attributes:
+        entry["attributes"] = attributes
+    return entry
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(recurse=False, remove_duplicate=False)
+    yield from module.named_buffers(recurse=False, remove_duplicate=False)
+
+
+def _numbers(module: nn.Module) -> dict[str, Any]:
+    """Attributes that are numbers or tuples of whole numbers; switches (bool) are not structure."""
+    return {key: value for key, value in vars(module).items() if not key.startswith("_") and _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return bool(value) and all(type(item) is int for item in value)
+    return type(value) in (int, float)
+
+
+def _tied(model: nn.Module) -> list[list[str]]:
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
+    return sorted(sorted(group) for group in names.values() if len(group) > 1)
+
+
+def _some(names: Any) -> str:
+    return ", ".join(sorted(names)[:5])
+
+
+# --- applying ------------------------------------------------------------------------------------------------------
+
+
+def _read(structure: JSON, origin: str) -> tuple[dict[str, dict[str, Any]], list[list[str]]]:
+    if not isinstance(structure, dict) or structure.get("format") != FORMAT:
+        found = structure.get("format") if isinstance(structure, dict) else type(structure).__name__
+        raise InputError(f"{origin}: format {found!r}, expected {FORMAT}\n  Write the model again with this version.")
+    unknown = structure.keys() - {"format", "modules", "tied"}
+    modules, tied = structure.get("modules"), structure.get("tied")
+    if unknown or not isinstance(modules, dict) or not isinstance(tied, list):
+        raise InputError(f"{origin}: expected the keys format, modules (a mapping) and tied (a list)")
+    for name, entry in modules.items():
+        if not isinstance(entry, dict) or entry.keys() - {"shapes", "attributes"}:
+            raise InputError(f"{origin}: {name}: expected a mapping with shapes and attributes")
+        if not all(isinstance(entry.get(key, {}), dict) for key in ("shapes", "attributes")):
+            raise InputError(f"{origin}: {name}: shapes and attributes are mappings")
+    for group in tied:
+        if not isinstance(group, list) or len(group) < 2 or not all(isinstance(item, str) for item in group):
+            raise InputError(f"{origin}: tied: expected lists of two or more parameter names, got {group!r}")
+    return modules, tied
+
+
+def _narrow(module: nn.Module, name: str, shape: JSON, where: str) -> None:
+    from torch import nn
+
+    tensor = dict(_own_tensors(module)).get(name)
+    if tensor is None:
+        raise InputError(f"{where}: the module has no parameter or buffer {name!r}")
+    before = list(tensor.shape)
+    fits = (
+        isinstance(shape, list)
+        and len(shape) == len(before)
+        and all(type(size) is int and 1 <= size <= limit for size, limit in zip(shape, before, strict=True))
+    )
+    if not fits:
+        raise InputError(f"{where}: {name}: shape {shape!r} is not {before} or narrower, which config.json makes")
+    narrowed = tensor.detach()[tuple(slice(size) for size in shape)].clone()
+    if isinstance(tensor, nn.Parameter):
+        setattr(module, name, nn.Parameter(narrowed, requires_grad=tensor.requires_grad))
+    else:
+        setattr(module, name, narrowed)
+
+
+def _set_attribute(module: nn.Module, name: str, value: JSON, where: str) -> None:
+    before = _numbers(module).get(name)
+    if before is None:
+        raise InputError(f"{where}: the module has no number called {name!r}")
+    if isinstance(value, list):
+        value = tuple(value)
+    alike = type(value) is type(before) or (type(value) is int and type(before) is float)
+    if not _is_number(value) or not alike or value != value:
+        raise InputError(f"{where}: {name}: expected a number like {before!r}, got {value!r}")
+    setattr(module, name, value)
+
+
+def _inconsistent(module: nn.Module) -> str | None:
+    """Numbers of a module that contradict its own tensors: what a forward pass would only find out late, or never."""
+    from torch import nn
+
+    if isinstance(module, nn.Linear) and (module.out_features, module.in_features) != tuple(module.weight.shape):
+        return f"{module.in_features} to {module.out_features} features, weight {list(module.weight.shape)}"
+    if isinstance(module, nn.Linear) and module.bias is not None and module.bias.shape[0] != module.out_features:
+        return f"{module.out_features} features, bias {list(module.bias.shape)}"
+    if isinstance(module, nn.Embedding) and (module.num_embeddings, module.embedding_dim) != tuple(module.weight.shape):
+        return f"{module.num_embeddings} x {module.embedding_dim}, weight {list(module.weight.shape)}"
+    heads, width = getattr(module, "num_heads", None), getattr(module, "head_dim", None)
+    query = getattr(module, "q_proj", None)
+    if (
+        isinstance(query, nn.Linear)
+        and type(heads) is int
+        and type(width) is int
+        and heads * width != query.out_features
+    ):
+        return f"{heads} heads of width {width}, but its q_proj gives {query.out_features} channels"
+    return None
+
+
+def _tie(model: nn.Module, tied: Sequence[Sequence[str]], origin: str) -> None:
+    from torch import nn
+
+    wanted = [set(group) for group in tied]
+    for fresh in _tied(model):
+        for name in fresh[1:]:
+            if not any({fresh[0], name} <= names for names in wanted):
+                parameter = model.get_parameter(name)
+                own = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+                _replace(model, name, own)
+    known = dict(model.named_parameters(remove_duplicate=False))
+    for group in tied:
+        for name in group:
+            if name not in known:
+                raise InputError(f"{origin}: tied: the model of config.json has no parameter {name!r}")
+            if known[name].shape != known[group[0]].shape:
+                raise InputError(f"{origin}: tied: {name} and {group[0]} differ in shape")
+            _replace(model, name, known[group[0]])
+
+
+def _replace(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(owner), attribute, parameter)
+
+
+# --- folding -------------------------------------------------------------------------------------------------------
+
+
+def _width_paths(config: Mapping[str, JSON]) -> list[tuple[str, ...]]:
+    top = [(key,) for key in FEED_FORWARD_KEYS if type(config.get(key)) is int]
+    below = [
+        (section, key)
+        for section, values in config.items()
+        if isinstance(values, dict)
+        for key in FEED_FORWARD_KEYS
+        if type(values.get(key)) is int
+    ]
+    return [*top, *below]
+
+
+def _section(config: dict[str, JSON], path: tuple[str, ...]) -> dict[str, JSON]:
+    section: dict[str, JSON] = config
+    for key in path[:-1]:
+        section = section[key]
+    return section
+
+
+def _get(config: dict[str, JSON], path: tuple[str, ...]) -> int:
+    return int(_section(config, path)[path[-1]])
+
+
+def _candidates(structure: Mapping[str, JSON], reference: nn.Module, width: int) -> list[int]:
+    """Widths that modules now have where the reference has ``width``."""
+    found = set()
+    for name, entry in structure["modules"].items():
+        module = reference.get_submodule(name)
+        for attribute, value in entry.get("attributes", {}).items():
+            if getattr(module, attribute) == width and type(value) is int:
+                found.add(value)
+    return sorted(found, reverse=True)
