@@ -1,0 +1,305 @@
+"""Measure subjects on the same test examples: quality first, then exact quantities and times with nothing else loaded.
+
+A measurement observes a machine, so it is never cached, and a lock that the whole machine shares keeps two of them from
+disturbing each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from mmcompress._environment import environment_facts
+from mmcompress.component import digest_json
+from mmcompress.data import Examples
+from mmcompress.errors import InputError, StageError
+from mmcompress.families import Family, Feeds, Processor, Run
+from mmcompress.metrics import Bench, Measured, Metric, Row, Subject
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Listen = Callable[[str, int, int], None]
+Samples = dict[str, Sequence[Mapping[str, Any]]]
+
+BATCH = 32
+CHUNK = 256
+"""Examples that are preprocessed before the subjects take turns: runtimes whose idle threads still spin meet seldom."""
+
+
+def _silent(message: str, done: int, total: int) -> None:
+    pass
+
+
+def measure(
+    subjects: Sequence[Subject],
+    metrics: Sequence[Metric],
+    test: Examples | None,
+    *,
+    threads: int,
+    seed: int,
+    progress: Listen = _silent,
+) -> tuple[list[Row], Samples, dict[str, Any]]:
+    """Measure every subject by every metric; gives rows, raw samples by name, and the facts of this machine.
+
+    Raises:
+        InputError: test data are missing, or do not have what a metric reads.
+        StageError: a subject gave NaN, or its process died.
+    """
+    names = [subject.name for subject in subjects]
+    if len(set(names)) != len(names):
+        raise ValueError(f"subjects need names of their own: {names}")
+    quality = [metric for metric in metrics if metric.needs()]
+    if quality and test is None:
+        raise InputError(
+            f"{quality[0].component_name()} is measured on test data, and there are none\n  Give data.test."
+        )
+    if test is not None and quality and len(test) == 0:
+        raise InputError("the test split has no examples")
+    found: dict[int, list[Row]] = {}
+    samples: Samples = {}
+    started = time.time()
+    with alone(progress):
+        environment = environment_facts(threads)
+        with Answers(subjects, test, _requests(quality), threads, progress) as answers:
+            bench = Bench(test, threads, seed, answers)
+            for metric in sorted(metrics, key=lambda metric: not metric.needs()):
+                if not metric.needs():
+                    answers.close()
+                progress(metric.component_name(), 0, 0)
+                found[id(metric)] = _collect(metric.measure(subjects, bench), samples)
+        progress(f"{len(metrics)} metrics of {len(subjects)} subjects", 1, 1)
+    rows = [row for metric in metrics for row in found[id(metric)]]
+    environment["seconds"] = round(time.time() - started, 1)
+    environment["load_after"] = environment_facts(threads)["load"]
+    _check_unique(rows)
+    return rows, samples, environment
+
+
+def _requests(metrics: Sequence[Metric]) -> list[str]:
+    return sorted({request for metric in metrics for request in metric.needs()})
+
+
+def _collect(measured: Measured, samples: Samples) -> list[Row]:
+    """Add samples under names that are free (one metric may stand twice in a recipe); gives the rows with those names."""
+    names: dict[str, str] = {}
+    for name, records in measured.samples.items():
+        free, number = name, 1
+        while free in samples:
+            number += 1
+            free = f"{name} ({number})"
+        names[name] = free
+        samples[free] = records
+    return [replace(row, samples=names[row.samples]) if row.samples else row for row in measured.rows]
+
+
+def _check_unique(rows: Sequence[Row]) -> None:
+    seen: set[str] = set()
+    for row in rows:
+        key = digest_json([row.artifact, row.name, row.target, row.metric, row.reference, dict(row.conditions)])
+        if key in seen:
+            raise RuntimeError(f"two rows for {row.name} {row.metric} {dict(row.conditions)}")
+        seen.add(key)
+
+
+@contextmanager
+def alone(progress: Listen = _silent, path: Path | None = None) -> Iterator[None]:
+    """Hold the machine's measurement lock; waits, and says so, while another process measures."""
+    lock = FileLock(path or Path(tempfile.gettempdir()) / "mmcompress-measure.lock", mode=0o666)
+    try:
+        lock.acquire(timeout=0.1)
+    except Timeout:
+        progress("waiting for another measurement on this machine", 0, 0)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# --- answers -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A subject that is loaded and can be asked."""
+
+    family: Family
+    processor: Processor
+    run: Run
+    close: Callable[[], None]
+
+
+def open_subject(subject: Subject, threads: int) -> Opened:
+    """Load a subject: a model folder in torch, or a package in its runtime."""
+    if subject.target == "torch":
+        from mmcompress.runtimes.torch import open_model
+
+        session = open_model(subject.family, subject.folder, threads)
+        return Opened(subject.family, subject.family.processor(subject.folder), session.run, session.close)
+    from mmcompress.package import load_package
+
+    package = load_package(subject.folder, threads=threads)
+    return Opened(package.family, package.processor, package.run, package.close)
+
+
+class Answers:
+    """Answers of subjects over the whole test split, computed once, and answers to other inputs.
+
+    Examples are read once for all subjects and requests, and preprocessed once for all subjects whose preprocessing is
+    the same.
+    """
+
+    def __init__(
+        self,
+        subjects: Sequence[Subject],
+        test: Examples | None,
+        requests: Sequence[str],
+        threads: int,
+        progress: Listen = _silent,
+    ) -> None:
+        self.subjects = tuple(subjects)
+        self.test = test
+        self.requests = tuple(requests)
+        self.threads = threads
+        self.progress = progress
+        self._opened: dict[str, Opened] = {}
+        self._answers: dict[tuple[str, str], NDArray[np.float32]] = {}
+        self._columns: dict[str, list[Any]] = {}
+
+    def __enter__(self) -> Answers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the models; answers stay."""
+        while self._opened:
+            self._opened.popitem()[1].close()
+
+    def __call__(self, subject: Subject, request: str) -> NDArray[np.float32]:
+        """The subject's answers to a request, one row per test example."""
+        if (subject.name, request) not in self._answers:
+            asked = [name for name in self.requests if (subject.name, name) not in self._answers]
+            self._fill(asked if request in asked else [*asked, request])
+        return self._answers[subject.name, request]
+
+    def values(self, name: str) -> Sequence[Any]:
+        """What the test examples hold, in order: ``label``, ``texts``, or ``picture`` (a digest of its pixels).
+
+        Raises:
+            InputError: the test data have no such column.
+        """
+        if self.test is None or {"picture": "image"}.get(name, name) not in self.test.columns:
+            has = ", ".join(sorted(self.test.columns)) if self.test is not None else "nothing"
+            raise InputError(f"the test data have no {name!r}; they have {has}")
+        if name not in self._columns:
+            self._fill(self.requests)
+        return self._columns[name]
+
+    def ask(self, subject: Subject, request: str, values: Mapping[str, Sequence[Any]]) -> NDArray[np.float32]:
+        """The subject's answers to a request for raw values of one's own (``{"text": [...]}``)."""
+        opened = self._open(subject)
+        count = len(next(iter(values.values())))
+        parts = []
+        for start in range(0, count, BATCH):
+            feeds = opened.processor.encode({name: column[start : start + BATCH] for name, column in values.items()})
+            parts.append(opened.family.answer(opened.run, request, feeds))
+        return _finite(np.concatenate(parts), subject, request)
+
+    def _open(self, subject: Subject) -> Opened:
+        if subject.name not in self._opened:
+            self._opened[subject.name] = open_subject(subject, self.threads)
+        return self._opened[subject.name]
+
+    def _fill(self, requests: Sequence[str]) -> None:
+        if self.test is None:
+            raise InputError("answers need test data, and there are none")
+        parts: dict[tuple[str, str], list[NDArray[np.float32]]] = {}
+        columns: dict[str, list[Any]] = {}
+        total = len(self.test)
+        for start in range(0, total, CHUNK):
+            self.progress("answering the test examples", start, total)
+            stop = min(total, start + CHUNK)
+            raw = _raw([self.test[index].values for index in range(start, stop)], columns)
+            encoded: dict[tuple[str, str], list[Feeds]] = {}
+            for subject in self.subjects:
+                for request in requests:
+                    parts.setdefault((subject.name, request), []).extend(
+                        self._answer_chunk(subject, request, raw, encoded)
+                    )
+        for (name, request), rows in parts.items():
+            subject = next(subject for subject in self.subjects if subject.name == name)
+            self._answers[name, request] = _finite(np.concatenate(rows), subject, request)
+        self._columns = columns
+
+    def _answer_chunk(
+        self,
+        subject: Subject,
+        request: str,
+        raw: Mapping[str, Sequence[Any]],
+        encoded: dict[tuple[str, str], list[Feeds]],
+    ) -> Iterator[NDArray[np.float32]]:
+        """Answers to a chunk, batch by batch; ``encoded`` keeps its compact arrays for the next subject."""
+        opened = self._open(subject)
+        key = (preprocessing_of(subject, opened), request)
+        if key not in encoded:
+            inputs = next(item.inputs for item in subject.family.requests if item.name == request)
+            missing = [name for name in inputs if name not in raw]
+            if missing:
+                raise InputError(f"{request} of {subject.name} needs {', '.join(missing)}, which the test data lack")
+            count = len(raw[inputs[0]])
+            encoded[key] = [
+                opened.processor.compact({name: raw[name][start : start + BATCH] for name in inputs})
+                for start in range(0, count, BATCH)
+            ]
+        for compact in encoded[key]:
+            yield opened.family.answer(opened.run, request, opened.processor.expand(compact))
+
+
+def preprocessing_of(subject: Subject, opened: Opened) -> str:
+    """What tells that two subjects preprocess alike: the processor's digest; without one, each subject is on its own."""
+    digest = getattr(opened.processor, "digest", None)
+    return f"{opened.family.component_name()}/{digest}" if digest is not None else subject.name
+
+
+def _raw(examples: Sequence[Mapping[str, Any]], columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Values of a chunk as requests name them; what metrics read later goes to ``columns``.
+
+    The first text of an example is the text that is embedded; its alternatives count when answers are judged.
+    """
+    raw = {name: [values[name] for values in examples] for name in examples[0] if name not in ("texts", "label")}
+    if "texts" in examples[0]:
+        columns.setdefault("texts", []).extend(tuple(values["texts"]) for values in examples)
+        raw["text"] = [values["texts"][0] for values in examples]
+    if "label" in examples[0]:
+        columns.setdefault("label", []).extend(int(values["label"]) for values in examples)
+    if "image" in examples[0]:
+        columns.setdefault("picture", []).extend(_picture_digest(values["image"]) for values in examples)
+    return raw
+
+
+def _picture_digest(image: Image) -> bytes:
+    head = f"{image.mode} {image.size}".encode()
+    return hashlib.blake2b(head + image.tobytes(), digest_size=16).digest()
+
+
+def _finite(answers: NDArray[np.float32], subject: Subject, request: str) -> NDArray[np.float32]:
+    wrong = int((~np.isfinite(answers.reshape(len(answers), -1)).all(axis=1)).sum())
+    if wrong:
+        raise StageError(f"{subject.name} gave NaN or infinity for {wrong} of {len(answers)} answers to {request}")
+    return answers
