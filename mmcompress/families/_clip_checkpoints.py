@@ -1,0 +1,209 @@
+"""Model folders of the ``clip`` family: read from any of its sources, load, save."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmcompress.component import nearest
+from mmcompress.errors import InputError, UsageError
+from mmcompress.families import Family
+from mmcompress.families._checkpoints import copy_files, load_strictly, read_weights, source_folder, write_weights
+from mmcompress.families._images import PREPROCESSOR_FILES, read_image_settings, read_json
+from mmcompress.families._texts import TOKENIZER_FILES, load_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STRUCTURE = "structure.json"
+ATTENTION = ("sdpa", "eager")
+_MODEL_TYPES = ("clip", "siglip")
+_CONVERTED = ("siglip2",)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as a ``CLIPModel`` or ``SiglipModel``: configuration, weights, and files still to be copied."""
+
+    config: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+    files: Mapping[str, Mapping[str, Any]]
+    """Files that take the place of the source's own, by name: JSON objects."""
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+def write_checkpoint(family: Family, folder: Path, seed: int) -> None:
+    """Write the checkpoint that a component names; see :meth:`mmcompress.families.clip.Clip.write`."""
+    source = source_folder(family)
+    if family.config is not None:
+        _write_random(source, folder, seed)
+        return
+    checkpoint = _read(source)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in {**checkpoint.files, "config.json": checkpoint.config}.items():
+        (folder / name).write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+    copy_files(source, folder, (STRUCTURE, *PREPROCESSOR_FILES, *TOKENIZER_FILES))
+    _ensure_tokenizer(source, folder)
+    model = build(folder)
+    load_strictly(model, checkpoint.weights, str(source))
+    check_processing(folder, model)
+    write_weights(checkpoint.weights, folder)
+
+
+def _read(source: Path) -> Checkpoint:
+    if (source / "open_clip_config.json").is_file() and not (source / "config.json").is_file():
+        from mmcompress.families._clip_open_clip import read_open_clip
+
+        return read_open_clip(source)
+    config = read_json(source / "config.json")
+    check_model_type(config, str(source / "config.json"), (*_MODEL_TYPES, *_CONVERTED))
+    if config["model_type"] == "siglip2":
+        from mmcompress.families._clip_siglip2 import read_siglip2
+
+        return read_siglip2(source, config)
+    return Checkpoint(config=config, weights=read_weights(source), files={})
+
+
+def check_model_type(config: Mapping[str, Any], where: str, known: tuple[str, ...] = _MODEL_TYPES) -> None:
+    """Raise InputError when the family does not know the kind of model."""
+    kind = str(config.get("model_type"))
+    if kind not in known:
+        raise InputError(
+            f"{where}: the clip family knows no model_type {kind!r}{nearest(kind, known)}\n"
+            f"  known: {', '.join((*_MODEL_TYPES, *_CONVERTED))}, and open_clip folders (open_clip_config.json)"
+        )
+
+
+def _write_random(source: Path, folder: Path, seed: int) -> None:
+    import torch
+
+    base, config = (source.parent, source) if source.is_file() else (source, source / "config.json")
+    values = read_json(config)
+    check_model_type(values, str(config))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+    copy_files(base, folder, (*PREPROCESSOR_FILES, *TOKENIZER_FILES))
+    _ensure_tokenizer(base, folder)
+    model = build(folder, seed=seed)
+    if values["model_type"] == "siglip":
+        start_sigmoid(model)
+    check_processing(folder, model)
+    with torch.no_grad():
+        write_weights(model.state_dict(), folder)
+
+
+def start_sigmoid(model: Any) -> None:
+    """SigLIP's initial scale 10 and bias -10 (arXiv:2303.15343, section 3.2); transformers starts at 1 and 0."""
+    import math
+
+    import torch
+
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(10.0))
+        model.logit_bias.fill_(-10.0)
+
+
+def _ensure_tokenizer(source: Path, folder: Path) -> None:
+    """Build ``tokenizer.json`` from CLIP's BPE files where that is all there is."""
+    if (folder / "tokenizer.json").is_file():
+        return
+    if (source / "vocab.json").is_file() and (source / "merges.txt").is_file():
+        from transformers import CLIPTokenizer
+
+        CLIPTokenizer.from_pretrained(source).save_pretrained(folder)
+        return
+    has = [name for name in ("spiece.model", "vocab.json", "merges.txt") if (source / name).is_file()]
+    found = f" (it has {', '.join(has)} alone)" if has else ""
+    raise InputError(
+        f"{source}: no tokenizer.json{found}\n  expected tokenizer.json, or vocab.json with merges.txt for CLIP;"
+        " transformers writes one: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+    )
+
+
+def check_processing(folder: Path, model: Any) -> None:
+    """Raise InputError where the tokenizer or the pictures' settings do not fit the model."""
+    vision, text = model.config.vision_config, model.config.text_config
+    size = vision.image_size
+    expected = (size, size) if isinstance(size, int) else tuple(size)
+    given = read_image_settings(folder).output_size
+    if given != expected:
+        raise InputError(f"{folder}: the picture settings give {given}, the model takes {expected}")
+    tokenizer = load_tokenizer(folder)
+    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if highest >= text.vocab_size:
+        raise InputError(
+            f"{folder / 'tokenizer.json'}: does not fit the model: token ids up to {highest},"
+            f" the model knows {text.vocab_size}"
+        )
+    if model.config.model_type == "clip" and text.eos_token_id != 2:
+        ids = tokenizer.encode("a").ids
+        if text.eos_token_id not in ids:
+            raise InputError(
+                f"{folder / 'tokenizer.json'}: ends no text with eos_token_id {text.eos_token_id}, where the model"
+                f" reads its answer ('a' becomes {ids})"
+            )
+
+
+# --- loading and saving --------------------------------------------------------------------------------------------
+
+
+def build(folder: Path, attention: str = "sdpa", seed: int = 0) -> Any:
+    """The untrained model of a folder's config.json and structure.json, in FP32; leaves torch's random state alone.
+
+    Raises:
+        InputError: a configuration that transformers refuses.
+    """
+    model = build_from_config(read_json(folder / "config.json"), str(folder / "config.json"), attention, seed)
+    if (folder / STRUCTURE).is_file():
+        from mmcompress.families._structure import apply_structure
+
+        apply_structure(model, read_json(folder / STRUCTURE))
+    return model
+
+
+def build_from_config(config: Mapping[str, Any], where: str, attention: str = "sdpa", seed: int = 0) -> Any:
+    """The untrained model of a configuration, in FP32."""
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
+
+    check_model_type(config, where)
+    if attention not in ATTENTION:
+        raise UsageError(f"unknown attention {attention!r}; known: {', '.join(ATTENTION)}")
+    kinds: dict[str, tuple[Any, Any]] = {"clip": (CLIPConfig, CLIPModel), "siglip": (SiglipConfig, SiglipModel)}
+    config_class, model_class = kinds[config["model_type"]]
+    try:
+        parsed = config_class.from_dict(dict(config))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = model_class._from_config(parsed, attn_implementation=attention, dtype=torch.float32)
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{where}: transformers refuses this configuration: {error}") from None
+    if config["model_type"] == "siglip" and not parsed.vision_config.vision_use_head:
+        raise InputError(f"{where}: vision_use_head is false; without its pooling head the model gives no embeddings")
+    return model.eval()
+
+
+def load_model(folder: Path, attention: str) -> Any:
+    """See :meth:`mmcompress.families.clip.Clip.load`."""
+    model = build(folder, attention)
+    load_strictly(model, read_weights(folder), str(folder))
+    return model
+
+
+def save_model(model: Any, source: Path, folder: Path) -> None:
+    """See :meth:`mmcompress.families.clip.Clip.save`."""
+    copy_files(source, folder, ("config.json", *PREPROCESSOR_FILES, *TOKENIZER_FILES))
+    reference = build_from_config(read_json(folder / "config.json"), str(folder / "config.json"))
+    if {n: p.shape for n, p in model.named_parameters()} != {n: p.shape for n, p in reference.named_parameters()}:
+        from mmcompress.families._structure import describe_structure
+
+        structure = describe_structure(model, reference)
+        if structure is not None:
+            (folder / STRUCTURE).write_text(json.dumps(structure, indent=2) + "\n", "utf-8")
+    write_weights(model.state_dict(), folder)

@@ -1,0 +1,213 @@
+"""CLIP, SigLIP and SigLIP 2 of transformers, and open_clip's ViT models: pictures and texts in one space.
+
+In a model folder each of them is a ``CLIPModel`` or a ``SiglipModel``: open_clip checkpoints and SigLIP 2's NaFlex
+variant are converted when they are written. Weights keep their stored precision there; :meth:`Clip.load` gives FP32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmcompress.component import JSON, digest_path
+from mmcompress.errors import InputError, UsageError
+from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run
+from mmcompress.families._images import PREPROCESSOR_FILES, ImageEncoder, read_image_settings, read_json
+from mmcompress.families._texts import TOKENIZER_FILES, TextEncoder, load_tokenizer, read_text_settings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from mmcompress.losses import Outputs
+
+PROCESSING_FILES = (*PREPROCESSOR_FILES, *TOKENIZER_FILES)
+_GRAPHS = {"embed_image": ("vision_model", "image_embeds"), "embed_text": ("text_model", "text_embeds")}
+_INPUTS = {"vision_model": ("pixel_values",), "text_model": ("input_ids", "attention_mask")}
+
+
+class Clip(Family):
+    """A model that embeds pictures and texts in one space: CLIP, SigLIP, SigLIP 2, open_clip's ViT models."""
+
+    columns: ClassVar[frozenset[str]] = frozenset({"image", "texts"})
+    requests: ClassVar[tuple[Request, ...]] = (
+        Request("embed_image", ("image",), ("vision_model",)),
+        Request("embed_text", ("text",), ("text_model",)),
+    )
+
+    def identity(self) -> JSON:
+        """The fields by digest; a ``config`` file together with the processing files beside it."""
+        identity = super().identity()
+        if self.config is not None and self.config.is_file():
+            beside = {name: digest_path(self.config.parent / name) for name in PROCESSING_FILES}
+            return {**identity, "beside": beside}
+        return identity
+
+    # --- model folders ---
+
+    def write(self, folder: Path, seed: int) -> None:
+        """Write the checkpoint as a ``CLIPModel`` or ``SiglipModel`` folder, its weights in their stored precision.
+
+        Raises:
+            InputError: no weights, weights missing or unexpected, pickled weights, another kind of model, a tokenizer
+                or picture settings that do not fit the model.
+        """
+        from mmcompress.families._clip_checkpoints import write_checkpoint
+
+        write_checkpoint(self, folder, seed)
+
+    def load(self, folder: Path, *, attention: str = "sdpa") -> torch.nn.Module:
+        """The ``CLIPModel`` or ``SiglipModel`` of a model folder, in FP32 and evaluation mode.
+
+        Raises:
+            InputError: weights that do not fit config.json and structure.json; an unknown kind of attention.
+        """
+        from mmcompress.families._clip_checkpoints import load_model
+
+        model: torch.nn.Module = load_model(folder, attention)
+        return model
+
+    def save(self, model: torch.nn.Module, source: Path, folder: Path) -> None:
+        """Write a model that came from ``source``: its files, the weights in FP32, what pruning changed."""
+        from mmcompress.families._clip_checkpoints import save_model
+
+        save_model(model, source, folder)
+
+    def student(self, teacher: Path, cut: FromTeacher, folder: Path, seed: int) -> None:
+        """Cut a student from an unpruned teacher; it opens with transformers' ``from_pretrained``.
+
+        Layers are chosen evenly spaced, the first and the last included. A narrower tower keeps the channels of the
+        residual stream, the heads and the feed-forward units of the largest norm; the size of a head stays. With
+        ``init: random`` the towers that are named get new weights, or the whole model where none is named.
+
+        Raises:
+            UsageError: a cut that the teacher does not allow, with what it allows.
+        """
+        from mmcompress.families._clip_student import write_student
+
+        write_student(teacher, cut, folder, seed)
+
+    # --- training ---
+
+    def outputs(self, model: torch.nn.Module, batch: Mapping[str, Tensor], want: frozenset[str]) -> Outputs:
+        """Forward; a tower of which nothing is wanted is not run. ``hidden_states`` are those after each layer."""
+        from mmcompress.families._clip_model import outputs
+
+        unknown = sorted(want - self.provides() - {"fusion.logit_bias"})
+        if unknown:
+            raise UsageError(f"clip gives no {', '.join(unknown)}\n  it gives: {', '.join(sorted(self.provides()))}")
+        return outputs(model, batch, want)
+
+    def provides(self) -> frozenset[str]:
+        """Every output; SigLIP checkpoints also give ``fusion.logit_bias``."""
+        parts = ("vision.embeds", "vision.hidden_states", "text.embeds", "text.hidden_states")
+        return frozenset({*parts, "fusion.logit_scale"})
+
+    def task_loss(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> Tensor:
+        """CLIP's symmetric cross entropy, or SigLIP's pairwise sigmoid loss where the model has a bias.
+
+        Texts that are equal token by token are positives of each other's pictures.
+        """
+        from mmcompress.families._clip_model import contrastive_loss, sigmoid_loss
+
+        image, text, scale = (outputs[name] for name in ("vision.embeds", "text.embeds", "fusion.logit_scale"))
+        if "fusion.logit_bias" in outputs:
+            return sigmoid_loss(image, text, scale, outputs["fusion.logit_bias"], batch["input_ids"])
+        return contrastive_loss(image, text, scale, batch["input_ids"])
+
+    def task_needs(self) -> frozenset[str]:
+        """Both embeddings and the scale (the bias of SigLIP comes with it)."""
+        return frozenset({"vision.embeds", "text.embeds", "fusion.logit_scale"})
+
+    # --- compressing and exporting ---
+
+    def prunable(self, model: torch.nn.Module) -> list[Prunable]:
+        """Heads and feed-forward units of every layer, with a budget per tower."""
+        from mmcompress.families._clip_model import prunable
+
+        return prunable(model)
+
+    def graphs(self, model: torch.nn.Module) -> list[Graph]:
+        """``vision_model`` and ``text_model``, both with normalised embeddings."""
+        from mmcompress.families._clip_model import graphs
+
+        return graphs(model)
+
+    # --- answering ---
+
+    def processor(self, folder: Path) -> ClipProcessor:
+        """The preprocessing of a model folder or package.
+
+        Raises:
+            InputError: configuration files that are missing, malformed or not supported.
+        """
+        return ClipProcessor(folder)
+
+    def package_files(self, folder: Path) -> list[str]:
+        """Configuration, tokenizer and picture settings, as far as the folder has them."""
+        return [name for name in ("config.json", *PROCESSING_FILES) if (folder / name).is_file()]
+
+    def answer(self, run: Run, request: str, feeds: Feeds) -> NDArray[np.float32]:
+        """L2-normalised embeddings [n, d] of the encoded pictures or texts."""
+        if request not in _GRAPHS:
+            raise UsageError(f"clip answers no {request!r}; it answers: {', '.join(_GRAPHS)}")
+        graph, output = _GRAPHS[request]
+        inputs = {name: feeds[name] for name in _INPUTS[graph] if name in feeds}
+        return np.asarray(run(graph, inputs)[output], dtype=np.float32)
+
+
+class ClipProcessor:
+    """Pictures (``image``) and texts (``text``) to graph inputs; see :class:`mmcompress.families.Processor`."""
+
+    def __init__(self, folder: Path) -> None:
+        config = read_json(folder / "config.json")
+        text = config.get("text_config") or {}
+        siglip = config.get("model_type") == "siglip"
+        self.images = ImageEncoder(read_image_settings(folder))
+        settings = read_text_settings(
+            folder,
+            int(text.get("max_position_embeddings", 64 if siglip else 77)),
+            full_length=siglip,
+            clean=_cleaning(folder) if siglip else "none",
+        )
+        self.texts = TextEncoder(load_tokenizer(folder), settings)
+
+    def compact(self, values: Mapping[str, Sequence[Any]]) -> Feeds:
+        """``image`` to uint8 [n, h, w, 3], ``text`` to int32 [n, s] with -1 as padding.
+
+        Raises:
+            InputError: a picture or text that cannot be used, or a column of another name.
+        """
+        unknown = sorted(set(values) - {"image", "text"})
+        if unknown:
+            raise InputError(f"clip takes the columns image and text, got {', '.join(unknown)}")
+        compact: Feeds = {}
+        if "image" in values:
+            compact["image"] = self.images.compact(values["image"])
+        if "text" in values:
+            compact["text"] = self.texts.compact(values["text"])
+        return compact
+
+    def expand(self, compact: Feeds) -> Feeds:
+        """``pixel_values`` float32 [n, 3, h, w]; ``input_ids`` and, for CLIP, ``attention_mask`` int64 [n, s]."""
+        feeds: Feeds = {}
+        if "image" in compact:
+            feeds["pixel_values"] = self.images.expand(compact["image"])
+        if "text" in compact:
+            feeds.update(self.texts.expand(compact["text"]))
+        return feeds
+
+    def encode(self, values: Mapping[str, Sequence[Any]]) -> Feeds:
+        """``expand(compact(values))``."""
+        return self.expand(self.compact(values))
+
+
+def _cleaning(folder: Path) -> Literal["canonical", "lowercase"]:
+    """SigLIP was trained on canonical texts; SigLIP 2, known by its other tokenizer, on lower-cased ones."""
+    file = folder / "tokenizer_config.json"
+    name = str(read_json(file).get("tokenizer_class", "")) if file.is_file() else ""
+    return "canonical" if name.startswith(("SiglipTokenizer", "T5Tokenizer")) else "lowercase"
