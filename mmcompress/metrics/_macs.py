@@ -29,11 +29,13 @@ def macs_by_module(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str,
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
     def sdpa(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-        return int(sdpa_flop_count(query, key, value))
+        flops: int = sdpa_flop_count(query, key, value)  # type: ignore[no-untyped-call]
+        return flops
 
     batches = {tensor.shape[0] for tensor in inputs.values()}
     if len(batches) != 1:
-        raise ValueError(f"the inputs have no common batch axis: { ({k: list(v.shape) for k, v in inputs.items()}) }")
+        shapes = {name: list(tensor.shape) for name, tensor in inputs.items()}
+        raise ValueError(f"the inputs have no common batch axis: {shapes}")
     (batch,) = batches
     # PyTorch 2.13 knows the kernels of GPUs alone and would count the CPU's attention as nothing.
     counter = FlopCounterMode(
