@@ -28,6 +28,8 @@ class Scheme:
     """ONNX operator types that run in INT8."""
     quantize_bias: bool = True
     """INT32 biases; TensorRT refuses them."""
+    float_outputs: tuple[str, ...] = ()
+    """Operator types whose outputs stay float: no rounding, and no kernel to undo it before a float operator."""
 
 
 class Session(Protocol):
