@@ -15,8 +15,8 @@ from math import perm
 from mmcompress.data._scenes_world import COLOURS, RELATIONS, SHAPES, SIZES, Scene, pick
 
 MAX_WORDS = 24
-LIKELY = 1e-5
-"""A caption may fit at most this share of all scenes: one in a hundred galleries of 1,000 pictures per caption."""
+LIKELY = 8e-6
+"""A caption may fit at most this share of all scenes: fewer than one in a hundred fit another of 1,000 pictures."""
 _ATTEMPTS = 12
 
 _COLOUR_WORDS = {"purple": ("purple", "violet")}
@@ -138,7 +138,9 @@ def _draw(scene: Scene, rate: float, terse: bool, rng: random.Random) -> Caption
         words = parts[0]
         for number, (first, relation, _) in enumerate(relations):
             inverse = relation == "inside" and first > number
-            link = pick(rng, _AROUND_WORDS if inverse else _RELATION_WORDS[relation])
+            links = _AROUND_WORDS if inverse else _RELATION_WORDS[relation]
+            # "at the center right of" would read as a place: after one, only "to the right of" will do.
+            link = links[0] if places[number] and relation in _COLUMNS else pick(rng, links)
             words += f"{' that is' if number and not inverse else ''} {link} {parts[number + 1]}"
         rest = parts[len(relations) + 1 :]
     else:

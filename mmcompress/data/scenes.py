@@ -12,9 +12,7 @@ of the validation and test scenes shows at least one of them, the same ten in bo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field, field_validator
 
@@ -76,26 +74,14 @@ def captions_of(spec: Scenes, index: int) -> tuple[Caption, ...]:
     return tuple(caption(scenes[own], others, spec.omit, rng) for _ in range(spec.captions))
 
 
-@dataclass(frozen=True)
 class SceneExamples:
     """The examples of a :class:`Scenes` split."""
 
-    spec: Scenes
-
-    @property
-    def columns(self) -> frozenset[str]:
-        """``image``, ``texts`` and ``label``."""
-        return frozenset({"image", "texts", "label"})
-
-    @property
-    def notes(self) -> dict[str, int]:
-        """Nothing is ever left out."""
-        return {}
-
-    @cached_property
-    def ids(self) -> Sequence[str]:
-        """``scenes/<seed>/<split>/<index>``."""
-        return tuple(f"scenes/{self.spec.seed}/{self.spec.split}/{index}" for index in range(self.spec.size))
+    def __init__(self, spec: Scenes) -> None:
+        self.spec = spec
+        self.ids: Sequence[str] = tuple(f"scenes/{spec.seed}/{spec.split}/{index}" for index in range(spec.size))
+        self.columns = frozenset({"image", "texts", "label"})
+        self.notes: Mapping[str, int] = {}
 
     def __len__(self) -> int:
         return self.spec.size
