@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from mmcompress._environment import environment_facts
-from mmcompress.component import digest_json
+from mmcompress.component import digest_json, digest_path
 from mmcompress.data import Examples
 from mmcompress.errors import InputError, StageError
 from mmcompress.families import Family, Feeds, Processor, Run
@@ -73,7 +73,7 @@ def measure(
     with alone(progress):
         environment = environment_facts(threads)
         with Answers(subjects, test, _requests(quality), threads, progress) as answers:
-            bench = Bench(test, threads, seed, answers)
+            bench = Bench(test, threads, seed, answers, progress)
             for metric in sorted(metrics, key=lambda metric: not metric.needs()):
                 if not metric.needs():
                     answers.close()
@@ -141,8 +141,8 @@ class Opened:
     close: Callable[[], None]
 
 
-def open_subject(subject: Subject, threads: int) -> Opened:
-    """Load a subject: a model folder in torch, or a package in its runtime."""
+def open_subject(subject: Subject, threads: int, *, verify: bool = True) -> Opened:
+    """Load a subject: a model folder in torch, or a package in its runtime (its files hashed, unless that was done)."""
     if subject.target == "torch":
         from mmcompress.runtimes.torch import open_model
 
@@ -150,7 +150,7 @@ def open_subject(subject: Subject, threads: int) -> Opened:
         return Opened(subject.family, subject.family.processor(subject.folder), session.run, session.close)
     from mmcompress.package import load_package
 
-    package = load_package(subject.folder, threads=threads)
+    package = load_package(subject.folder, threads=threads, verify=verify)
     return Opened(package.family, package.processor, package.run, package.close)
 
 
@@ -177,6 +177,8 @@ class Answers:
         self._opened: dict[str, Opened] = {}
         self._answers: dict[tuple[str, str], NDArray[np.float32]] = {}
         self._columns: dict[str, list[Any]] = {}
+        self._alike: dict[tuple[str, str], str] = {}
+        self._first: dict[str, Feeds] = {}
 
     def __enter__(self) -> Answers:
         return self
@@ -256,12 +258,15 @@ class Answers:
     ) -> Iterator[NDArray[np.float32]]:
         """Answers to a chunk, batch by batch; ``encoded`` keeps its compact arrays for the next subject."""
         opened = self._open(subject)
-        key = (preprocessing_of(subject, opened), request)
+        inputs = next(item.inputs for item in subject.family.requests if item.name == request)
+        missing = [name for name in inputs if name not in raw]
+        if missing:
+            raise InputError(f"{request} of {subject.name} needs {', '.join(missing)}, which the test data lack")
+        if (subject.name, request) not in self._alike:
+            first = {name: raw[name][:BATCH] for name in inputs}
+            self._alike[subject.name, request] = self._preprocessing(subject, request, opened.processor.compact(first))
+        key = (self._alike[subject.name, request], request)
         if key not in encoded:
-            inputs = next(item.inputs for item in subject.family.requests if item.name == request)
-            missing = [name for name in inputs if name not in raw]
-            if missing:
-                raise InputError(f"{request} of {subject.name} needs {', '.join(missing)}, which the test data lack")
             count = len(raw[inputs[0]])
             encoded[key] = [
                 opened.processor.compact({name: raw[name][start : start + BATCH] for name in inputs})
@@ -270,11 +275,22 @@ class Answers:
         for compact in encoded[key]:
             yield opened.family.answer(opened.run, request, opened.processor.expand(compact))
 
+    def _preprocessing(self, subject: Subject, request: str, compact: Feeds) -> str:
+        """A name that subjects share whose preprocessing is the same one.
 
-def preprocessing_of(subject: Subject, opened: Opened) -> str:
-    """What tells that two subjects preprocess alike: the processor's digest; without one, each subject is on its own."""
-    digest = getattr(opened.processor, "digest", None)
-    return f"{opened.family.component_name()}/{digest}" if digest is not None else subject.name
+        The same files, and the same arrays for the first batch: the model's configuration takes part in preprocessing
+        (texts are cut at its length), and differs between a teacher and its student for other reasons.
+        """
+        family = subject.family
+        files = {
+            name: digest_path(subject.folder / name)
+            for name in sorted(family.package_files(subject.folder))
+            if name != "config.json"
+        }
+        digest = digest_json([family.component_name(), request, files])
+        first = self._first.setdefault(digest, compact)
+        same = first.keys() == compact.keys() and all(np.array_equal(first[name], compact[name]) for name in first)
+        return digest if same else subject.name
 
 
 def _raw(examples: Sequence[Mapping[str, Any]], columns: dict[str, list[Any]]) -> dict[str, list[Any]]:

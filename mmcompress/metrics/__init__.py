@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -78,7 +78,13 @@ class Bench:
     threads: int
     seed: int
     answers: Any
-    """``answers(subject, request) -> NDArray`` over the whole test split; kept, so that metrics share them."""
+    """``answers(subject, request) -> NDArray`` over the whole test split; kept, so that metrics share them.
+
+    Also ``answers.ask(subject, request, values)`` for other inputs and ``answers.values(name)`` for columns of the test
+    examples: see :class:`mmcompress.measure.Answers`.
+    """
+    progress: Callable[[str, int, int], None] = field(default=lambda message, done, total: None)
+    """Called with a message, what is done and how much there is."""
 
 
 class Metric(Component):

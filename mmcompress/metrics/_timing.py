@@ -1,0 +1,235 @@
+"""Times of several sides in turn: fresh processes, warmed up, blocks interleaved so that drift hits all sides alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mmcompress import component
+from mmcompress.errors import InputError, StageError
+from mmcompress.metrics import Subject
+
+PAUSE_SECONDS = 0.02
+"""Between sides: threads of runtimes spin for a while after a call."""
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+FEWEST_CALLS, MOST_CALLS = 3, 500
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is timed: a request with a number of examples at a time."""
+
+    request: str
+    batch: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive calls of one side: milliseconds per call, of the engine alone and with preprocessing."""
+
+    process: int
+    block: int
+    side: str
+    job: Job
+    engine: tuple[float, ...]
+    end_to_end: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    processes: int
+    rounds: int
+    """Each round visits all sides there and back (A B B A), in a new order."""
+    block_seconds: float
+    seed: int
+
+
+class CannotRun(Exception):
+    """A subject does not load on this machine."""
+
+
+class Child:
+    """A process that holds one subject."""
+
+    def __init__(self, subject: Subject, threads: int, inputs: Path, requests: Mapping[str, Sequence[str]]) -> None:
+        self.name = subject.name
+        self.log = tempfile.TemporaryFile()
+        environment = {**os.environ, **{name: str(threads) for name in THREAD_VARIABLES}}
+        folder = str(Path(__file__).parents[2])
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mmcompress.metrics._timing_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            env=environment,
+            text=True,
+            encoding="utf-8",
+        )
+        self._send(
+            {
+                "name": subject.name,
+                "folder": str(subject.folder.absolute()),
+                "target": subject.target,
+                "family": component.dump(subject.family),
+                "components": [str(path.absolute()) for path in component.SEARCH.folders],
+                "threads": threads,
+                "inputs": str(inputs),
+                "requests": {name: list(names) for name, names in requests.items()},
+            }
+        )
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.process.kill()
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            self.process.stdin.close()
+        except BrokenPipeError:
+            self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+        self.log.close()
+
+    def wait_ready(self) -> float:
+        """Seconds that opening took.
+
+        Raises:
+            CannotRun: the subject does not load here.
+        """
+        reply = self._reply()
+        if "cannot_run" in reply:
+            raise CannotRun(reply["cannot_run"])
+        return float(reply["ready_seconds"])
+
+    def ask(self, **command: Any) -> dict[str, Any]:
+        """Send a command and wait for its answer.
+
+        Raises:
+            StageError: the process ended; its last words are in the message.
+        """
+        self._send(command)
+        return self._reply()
+
+    def _send(self, value: Mapping[str, Any]) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(value) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            self._died()
+
+    def _reply(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self._died()
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    def _died(self) -> None:
+        self.process.wait()
+        self.log.seek(0)
+        words = self.log.read().decode(errors="replace").strip().splitlines()[-12:]
+        raise StageError(
+            f"the process that timed {self.name} ended with code {self.process.returncode}\n  " + "\n  ".join(words)
+        )
+
+
+def time_sides(
+    subjects: Sequence[Subject],
+    jobs: Sequence[Job],
+    inputs: Path,
+    requests: Mapping[str, Sequence[str]],
+    threads: int,
+    plan: Plan,
+    progress: Callable[[str, int, int], None],
+) -> tuple[list[Block], dict[str, str]]:
+    """Blocks of all sides, and the reasons of those that do not load here, by name.
+
+    All sides have as many blocks, in the same processes and rounds, so that their ratios are paired.
+    """
+    chance = random.Random(plan.seed)
+    blocks: list[Block] = []
+    absent: dict[str, str] = {}
+    calls: dict[tuple[str, Job], int] = {}
+    for process in range(plan.processes):
+        progress("timing in fresh processes", process, plan.processes)
+        with ExitStack() as stack:
+            sides = [item for item in subjects if item.name not in absent]
+            children = {item.name: stack.enter_context(Child(item, threads, inputs, requests)) for item in sides}
+            for name in list(children):
+                try:
+                    children[name].wait_ready()
+                except CannotRun as error:
+                    absent[name] = str(error)
+                    del children[name]
+            for name, child in children.items():
+                for job in jobs:
+                    warm = child.ask(do="warm", request=job.request, batch=job.batch)
+                    fitting = int(plan.block_seconds * 1000 / warm["ms_per_call"])
+                    calls.setdefault((name, job), max(FEWEST_CALLS, min(MOST_CALLS, fitting)))
+                time.sleep(PAUSE_SECONDS)
+            for number, name, job in _visits(list(children), jobs, plan.rounds, chance):
+                count = calls[name, job]
+                found = children[name].ask(
+                    do="time", request=job.request, batch=job.batch, calls=count, end_to_end_calls=max(1, count // 4)
+                )
+                blocks.append(Block(process, number, name, job, tuple(found["engine"]), tuple(found["end_to_end"])))
+                time.sleep(PAUSE_SECONDS)
+    return blocks, absent
+
+
+def _visits(
+    sides: Sequence[str], jobs: Sequence[Job], rounds: int, chance: random.Random
+) -> Iterator[tuple[int, str, Job]]:
+    """Block number, side and job, in the order of measuring: per round and job there and back over all sides."""
+    for number in range(rounds):
+        for job in jobs:
+            order = list(sides)
+            chance.shuffle(order)
+            for name in order:
+                yield 2 * number, name, job
+            for name in reversed(order):
+                yield 2 * number + 1, name, job
+
+
+def write_inputs(values: Mapping[str, Sequence[Any]], folder: Path) -> None:
+    """Write raw values for the timed processes: pictures as PNG (or copied, where they are files), texts as JSON.
+
+    Raises:
+        InputError: values of a kind that cannot be handed over.
+    """
+    written: dict[str, Any] = {}
+    for name, column in values.items():
+        if name == "image":
+            written[name] = [f"{index}.png" for index in range(len(column))]
+            for file, image in zip(written[name], column, strict=True):
+                if isinstance(image, Path):
+                    shutil.copyfile(image, folder / file)
+                else:
+                    image.save(folder / file, format="PNG", compress_level=1)
+        elif all(isinstance(item, str) for item in column):
+            written[name] = list(column)
+        else:
+            raise InputError(f"latency cannot hand over inputs named {name!r}; it knows pictures and texts")
+    (folder / "values.json").write_text(json.dumps(written), encoding="utf-8")

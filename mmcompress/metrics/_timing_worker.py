@@ -1,0 +1,160 @@
+"""The process that is timed: ``python -m mmcompress.metrics._timing_worker``. One subject, alone in a fresh process.
+
+It reads one JSON object per line on standard input and answers each with one line. The first names the subject and its
+inputs; then ``{"do": "warm"|"time", "request", "batch", ...}``. While it waits it sleeps on standard input, and it ends
+with it. Whatever libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from mmcompress import component
+from mmcompress.errors import MmcompressError
+from mmcompress.families import Feeds
+from mmcompress.measure import Opened, open_subject
+from mmcompress.metrics import Subject
+from mmcompress.package import TimedRun
+
+SETTLE_CALLS = 2
+"""Calls before each block that are not counted: the other sides had the caches."""
+WARM_BLOCK_SECONDS = 0.05
+WARM_SECONDS = 1.5
+STABLE_WITHIN = 0.03
+
+
+class Worker:
+    """An opened subject with inputs ready for every request and batch size."""
+
+    def __init__(
+        self, opened: Opened, values: Mapping[str, Sequence[Any]], inputs: Mapping[str, Sequence[str]]
+    ) -> None:
+        self.opened = opened
+        self.values = values
+        self.inputs = inputs
+        self.timed = TimedRun(opened.run)
+        self.cursors: dict[tuple[str, int], int] = {}
+        self.feeds: dict[tuple[str, int], list[Feeds]] = {}
+
+    def warm(self, request: str, batch: int) -> dict[str, Any]:
+        """Run until the fastest blocks stop getting faster, or time is up."""
+        medians: list[float] = []
+        calls, ends = 1, time.perf_counter() + WARM_SECONDS
+        self.block(request, batch, 1, scope="end_to_end")
+        while time.perf_counter() < ends or len(medians) < 3:
+            block = sorted(self.block(request, batch, calls, scope="engine"))
+            medians.append(block[len(block) // 2])
+            calls = max(1, min(500, int(WARM_BLOCK_SECONDS * 1000 / medians[-1])))
+            if len(medians) >= 4 and min(medians[-2:]) >= min(medians[:-2]) * (1 - STABLE_WITHIN):
+                break
+        return {"ms_per_call": min(medians), "blocks": len(medians), "stable": time.perf_counter() < ends}
+
+    def time(self, request: str, batch: int, calls: int, end_to_end_calls: int) -> dict[str, Any]:
+        """A block of calls of the engine alone, then one with preprocessing; milliseconds per call."""
+        self.block(request, batch, SETTLE_CALLS, scope="engine")
+        gc.collect()
+        gc.disable()
+        try:
+            engine = self.block(request, batch, calls, scope="engine")
+            end_to_end = self.block(request, batch, end_to_end_calls, scope="end_to_end")
+        finally:
+            gc.enable()
+        return {"engine": engine, "end_to_end": end_to_end}
+
+    def block(self, request: str, batch: int, calls: int, scope: str) -> list[float]:
+        """Milliseconds per call: inside the engine for ``engine``, preprocessing and answer for ``end_to_end``."""
+        answer, processor = self.opened.family.answer, self.opened.processor
+        feeds = self._feeds(request, batch)
+        start = self.cursors.get((request, batch), 0)
+        self.cursors[request, batch] = start + calls
+        times = []
+        for call in range(start, start + calls):
+            if scope == "engine":
+                self.timed.seconds = 0.0
+                answer(self.timed, request, feeds[call % len(feeds)])
+                times.append(self.timed.seconds)
+                continue
+            raw = self._raw(request, batch, call % len(feeds))
+            started = time.perf_counter()
+            answer(self.opened.run, request, processor.encode(raw))
+            times.append(time.perf_counter() - started)
+        return [round(seconds * 1000, 5) for seconds in times]
+
+    def _feeds(self, request: str, batch: int) -> list[Feeds]:
+        """All inputs in batches, encoded; the last batch goes on from the first input."""
+        if (request, batch) not in self.feeds:
+            count = len(next(iter(self.values.values())))
+            self.feeds[request, batch] = [
+                self.opened.processor.encode(self._raw(request, batch, index)) for index in range(-(-count // batch))
+            ]
+        return self.feeds[request, batch]
+
+    def _raw(self, request: str, batch: int, index: int) -> dict[str, list[Any]]:
+        return {
+            name: [column[position % len(column)] for position in range(index * batch, (index + 1) * batch)]
+            for name in self.inputs[request]
+            for column in (self.values[name],)
+        }
+
+
+def read_inputs(folder: Path) -> dict[str, list[Any]]:
+    """Raw values as :func:`mmcompress.metrics._timing.write_inputs` wrote them."""
+    from PIL import Image
+
+    values: dict[str, list[Any]] = json.loads((folder / "values.json").read_text(encoding="utf-8"))
+    if "image" in values:
+        pictures = []
+        for name in values["image"]:
+            with Image.open(folder / name) as image:
+                image.load()
+                pictures.append(image.copy())
+        values["image"] = pictures
+    return values
+
+
+def _open(spec: Mapping[str, Any]) -> Worker:
+    component.SEARCH.folders.extend(Path(folder) for folder in spec["components"])
+    family: Any = component.parse("families", spec["family"])
+    subject = Subject("", spec["name"], "package", "", spec["target"], family, Path(spec["folder"]))
+    return Worker(
+        open_subject(subject, spec["threads"], verify=False), read_inputs(Path(spec["inputs"])), spec["requests"]
+    )
+
+
+def serve(commands: IO[str], replies: IO[str]) -> None:
+    """Answer commands until they end."""
+
+    def reply(value: Mapping[str, Any]) -> None:
+        replies.write(json.dumps(value) + "\n")
+        replies.flush()
+
+    started = time.perf_counter()
+    spec = json.loads(commands.readline())
+    try:
+        worker = _open(spec)
+    except MmcompressError as error:
+        reply({"cannot_run": str(error)})
+        return
+    reply({"ready_seconds": time.perf_counter() - started})
+    for line in commands:
+        command = json.loads(line)
+        do = worker.warm if command.pop("do") == "warm" else worker.time
+        reply(do(**command))
+
+
+def main() -> None:
+    """Keep standard output for replies alone."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    serve(sys.stdin, replies)
+
+
+if __name__ == "__main__":
+    main()
