@@ -18,7 +18,7 @@ GPU := $(shell command -v nvidia-smi 2>/dev/null)
 # Where an index offers a wheel "2.13.0+cpu", pip prefers it to "2.13.0" for the constraint torch==2.13.0.
 INDEX := $(if $(GPU),,$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)))
 # Modules are compiled when they are first imported: compiling all of torch takes longer than most uses of it.
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(INDEX) --constraint constraints.txt
+INSTALL = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile $(INDEX) --constraint constraints.txt
 
 .PHONY: demo test unit lint clean
 .DELETE_ON_ERROR:
