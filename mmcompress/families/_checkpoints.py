@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mmcompress.errors import InputError
 from mmcompress.families import Family
-from mmcompress.families._images import read_json
+from mmcompress.families._images import read_object
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +91,7 @@ def read_weights(folder: Path, name: str = WEIGHTS) -> dict[str, Tensor]:
 
 
 def _shards(folder: Path) -> list[Path]:
-    table = read_json(folder / INDEX).get("weight_map")
+    table = read_object(folder / INDEX).get("weight_map")
     if not isinstance(table, dict):
         raise InputError(f"{folder / INDEX}: expected a 'weight_map' of names to files")
     names = sorted({str(name) for name in table.values()})

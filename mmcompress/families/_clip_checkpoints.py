@@ -12,13 +12,21 @@ from mmcompress.component import nearest
 from mmcompress.errors import InputError, UsageError
 from mmcompress.families import Family
 from mmcompress.families._checkpoints import copy_files, load_strictly, read_weights, source_folder, write_weights
-from mmcompress.families._images import PREPROCESSOR_FILES, read_image_settings, read_json
+from mmcompress.families._images import PREPROCESSOR_FILES, read_image_settings, read_object
+from mmcompress.families._structure import (
+    STRUCTURE,
+    apply_structure,
+    describe_structure,
+    fold_into_config,
+    read_structure,
+    write_structure,
+)
 from mmcompress.families._texts import TOKENIZER_FILES, load_tokenizer
+from mmcompress.store import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-STRUCTURE = "structure.json"
 ATTENTION = ("sdpa", "eager")
 _MODEL_TYPES = ("clip", "siglip")
 _CONVERTED = ("siglip2",)
@@ -46,7 +54,7 @@ def write_checkpoint(family: Family, folder: Path, seed: int) -> None:
     checkpoint = _read(source)
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in {**checkpoint.files, "config.json": checkpoint.config}.items():
-        (folder / name).write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+        write_json(folder / name, value)
     copy_files(source, folder, (STRUCTURE, *PREPROCESSOR_FILES, *TOKENIZER_FILES))
     _ensure_tokenizer(source, folder)
     model = build(folder)
@@ -60,7 +68,7 @@ def _read(source: Path) -> Checkpoint:
         from mmcompress.families._clip_open_clip import read_open_clip
 
         return read_open_clip(source)
-    config = read_json(source / "config.json")
+    config = read_object(source / "config.json")
     check_model_type(config, str(source / "config.json"), (*_MODEL_TYPES, *_CONVERTED))
     if config["model_type"] == "siglip2":
         from mmcompress.families._clip_siglip2 import read_siglip2
@@ -83,10 +91,10 @@ def _write_random(source: Path, folder: Path, seed: int) -> None:
     import torch
 
     base, config = (source.parent, source) if source.is_file() else (source, source / "config.json")
-    values = read_json(config)
+    values = read_object(config)
     check_model_type(values, str(config))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+    write_json(folder / "config.json", values)
     copy_files(base, folder, (*PREPROCESSOR_FILES, *TOKENIZER_FILES))
     _ensure_tokenizer(base, folder)
     model = build(folder, seed=seed)
@@ -158,11 +166,10 @@ def build(folder: Path, attention: str = "sdpa", seed: int = 0) -> Any:
     Raises:
         InputError: a configuration that transformers refuses.
     """
-    model = build_from_config(read_json(folder / "config.json"), str(folder / "config.json"), attention, seed)
-    if (folder / STRUCTURE).is_file():
-        from mmcompress.families._structure import apply_structure
-
-        apply_structure(model, read_json(folder / STRUCTURE))
+    model = build_from_config(read_object(folder / "config.json"), str(folder / "config.json"), attention, seed)
+    structure = read_structure(folder)
+    if structure is not None:
+        apply_structure(model, structure, folder / STRUCTURE)
     return model
 
 
@@ -198,12 +205,18 @@ def load_model(folder: Path, attention: str) -> Any:
 
 def save_model(model: Any, source: Path, folder: Path) -> None:
     """See :meth:`mmcompress.families.clip.Clip.save`."""
-    copy_files(source, folder, ("config.json", *PREPROCESSOR_FILES, *TOKENIZER_FILES))
-    reference = build_from_config(read_json(folder / "config.json"), str(folder / "config.json"))
-    if {n: p.shape for n, p in model.named_parameters()} != {n: p.shape for n, p in reference.named_parameters()}:
-        from mmcompress.families._structure import describe_structure
+    import torch
 
-        structure = describe_structure(model, reference)
-        if structure is not None:
-            (folder / STRUCTURE).write_text(json.dumps(structure, indent=2) + "\n", "utf-8")
+    def untrained(config: dict[str, Any]) -> Any:
+        with torch.device("meta"):
+            return build_from_config(config, str(source / "config.json"))
+
+    copy_files(source, folder, (*PREPROCESSOR_FILES, *TOKENIZER_FILES))
+    config = read_object(source / "config.json")
+    structure = describe_structure(model, untrained(config))
+    if structure is not None:
+        full = json.loads(untrained(config).config.to_json_string(use_diff=False))
+        config, structure = fold_into_config(full, model, untrained)
+    write_json(folder / "config.json", config)
+    write_structure(folder, structure)
     write_weights(model.state_dict(), folder)

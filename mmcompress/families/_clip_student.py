@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 from mmcompress.errors import UsageError
 from mmcompress.families import FromTeacher
 from mmcompress.families._checkpoints import copy_files, load_strictly, write_weights
-from mmcompress.families._clip_checkpoints import STRUCTURE, build_from_config, load_model, start_sigmoid
+from mmcompress.families._clip_checkpoints import build_from_config, load_model, start_sigmoid
 from mmcompress.families._clip_model import TOWERS
 from mmcompress.families._images import PREPROCESSOR_FILES
+from mmcompress.families._structure import STRUCTURE
 from mmcompress.families._texts import TOKENIZER_FILES
+from mmcompress.store import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +86,7 @@ def write_student(teacher: Path, cut: FromTeacher, folder: Path, seed: int) -> N
     inherited = _cut_weights(model, cuts)
     load_strictly(student, _mix(student, inherited, random, cuts, cut.init), f"student of {teacher}")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    write_json(folder / "config.json", config)
     copy_files(teacher, folder, (*PREPROCESSOR_FILES, *TOKENIZER_FILES))
     write_weights(student.state_dict(), folder)
 

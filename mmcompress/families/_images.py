@@ -8,7 +8,6 @@ lay below it.
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mmcompress.errors import InputError, require
+from mmcompress.store import read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -97,7 +97,7 @@ def _read_preprocessor(folder: Path) -> tuple[dict[str, Any], Path]:
         file = folder / name
         if not file.is_file():
             continue
-        values = read_json(file)
+        values = read_object(file)
         nested = values.get("image_processor")
         if nested is not None:
             return nested, file
@@ -109,18 +109,13 @@ def _read_preprocessor(folder: Path) -> tuple[dict[str, Any], Path]:
     )
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
         InputError: the file is missing, no JSON, or no object.
     """
-    try:
-        value = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{file}: not found\n  expected a JSON file of the checkpoint") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: not a JSON file: {error}") from None
+    value = read_json(file)
     if not isinstance(value, dict):
         raise InputError(f"{file}: expected a JSON object, got {type(value).__name__}")
     return value

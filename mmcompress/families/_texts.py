@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from mmcompress.errors import InputError, require
-from mmcompress.families._images import read_json
+from mmcompress.families._images import read_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -48,7 +48,7 @@ def read_text_settings(folder: Path, positions: int, *, full_length: bool = Fals
         InputError: no tokenizer.json, no padding token, or padding on the left.
     """
     tokenizer = load_tokenizer(folder)
-    config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    config = read_object(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     if config.get("padding_side", "right") != "right" and not full_length:
         raise InputError(f"{folder / 'tokenizer_config.json'}: padding_side must be 'right' for this model")
     length = config.get("model_max_length")
@@ -85,7 +85,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 def _pad_id(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> int:
     special = folder / "special_tokens_map.json"
-    sources = [config] + ([read_json(special)] if special.is_file() else [])
+    sources = [config] + ([read_object(special)] if special.is_file() else [])
     for source in sources:
         token = source.get("pad_token")
         token = token.get("content") if isinstance(token, dict) else token
@@ -94,7 +94,7 @@ def _pad_id(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> int:
             if found is None:
                 raise InputError(f"{folder / 'tokenizer.json'}: the padding token {token!r} is not in the vocabulary")
             return int(found)
-    padding = read_json(folder / "tokenizer.json").get("padding")
+    padding = read_object(folder / "tokenizer.json").get("padding")
     if padding is None:
         raise InputError(f"{folder / 'tokenizer_config.json'}: no pad_token; name the token that fills short texts up")
     return int(padding["pad_id"])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mmcompress.component import JSON, digest_path
 from mmcompress.errors import InputError, UsageError
 from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run
-from mmcompress.families._images import PREPROCESSOR_FILES, ImageEncoder, read_image_settings, read_json
+from mmcompress.families._images import PREPROCESSOR_FILES, ImageEncoder, read_image_settings, read_object
 from mmcompress.families._texts import TOKENIZER_FILES, TextEncoder, load_tokenizer, read_text_settings
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class ClipProcessor:
     """Pictures (``image``) and texts (``text``) to graph inputs; see :class:`mmcompress.families.Processor`."""
 
     def __init__(self, folder: Path) -> None:
-        config = read_json(folder / "config.json")
+        config = read_object(folder / "config.json")
         text = config.get("text_config") or {}
         siglip = config.get("model_type") == "siglip"
         self.images = ImageEncoder(read_image_settings(folder))
@@ -209,5 +209,5 @@ class ClipProcessor:
 def _cleaning(folder: Path) -> Literal["canonical", "lowercase"]:
     """SigLIP was trained on canonical texts; SigLIP 2, known by its other tokenizer, on lower-cased ones."""
     file = folder / "tokenizer_config.json"
-    name = str(read_json(file).get("tokenizer_class", "")) if file.is_file() else ""
+    name = str(read_object(file).get("tokenizer_class", "")) if file.is_file() else ""
     return "canonical" if name.startswith(("SiglipTokenizer", "T5Tokenizer")) else "lowercase"
