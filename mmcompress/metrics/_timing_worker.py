@@ -54,12 +54,13 @@ class Worker:
             calls = max(1, min(500, int(WARM_BLOCK_SECONDS * 1000 / medians[-1])))
             if len(medians) >= 4 and min(medians[-2:]) >= min(medians[:-2]) * (1 - STABLE_WITHIN):
                 break
+        gc.collect()
+        gc.freeze()
         return {"ms_per_call": min(medians), "blocks": len(medians), "stable": time.perf_counter() < ends}
 
     def time(self, request: str, batch: int, calls: int, end_to_end_calls: int) -> dict[str, Any]:
         """A block of calls of the engine alone, then one with preprocessing; milliseconds per call."""
         self.block(request, batch, SETTLE_CALLS, scope="engine")
-        gc.collect()
         gc.disable()
         try:
             engine = self.block(request, batch, calls, scope="engine")
