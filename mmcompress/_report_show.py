@@ -23,7 +23,7 @@ _STYLES = {"passed": "green", "failed": "bold red", "inconclusive": "yellow", "n
 
 
 def summary(verdicts: Sequence[gate.Verdict]) -> str:
-    """The outcome in one line: ``Failed: 1 of 3 demands failed, 2 passed.``"""
+    """The outcome in one line: ``Failed: of 3 demands 2 passed, 1 failed.``."""
     if not verdicts:
         return "No demands were made."
     word = {gate.EXIT_PASSED: "Passed", gate.EXIT_FAILED: "Failed", gate.EXIT_INCONCLUSIVE: "Undecided"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from mmcompress.metrics import Row
@@ -40,37 +41,37 @@ def title(metric: str, request: str | None = None) -> str:
     return _TITLES.get(metric, metric.replace("_", " "))
 
 
-def number(metric: str, value: float, unit: str, digits: int = 1) -> str:
-    """A value with its unit: shares as per cent, ratios of costs as a factor, sizes and counts with a prefix."""
+def number(metric: str, value: float, unit: str, digits: int = 1, like: float | None = None) -> str:
+    """A value with its unit: shares as per cent, ratios of costs as a factor, sizes and counts with a prefix.
+
+    ``like`` is the value whose prefix and digits are taken, for the half width that stands behind it.
+    """
+    scale = abs(value if like is None else like)
     if unit == "ratio" and (metric.startswith("speedup") or metric == "size_ratio"):
         return f"{value:.{digits + 1}f}x"
     if unit == "ratio":
         return f"{value * 100:.{digits}f} " + ("points" if metric.startswith("drop.") else "%")
     if unit in ("bytes", "B"):
-        return _prefixed(value, "B", digits)
+        return _prefixed(value, "B", digits, scale)
     if unit in ("", "1", "count", "parameters", "macs", "MACs"):
-        return _prefixed(value, "", digits)
+        return _prefixed(value, "", digits, scale)
     if unit == "1/s":
-        return f"{_significant(value)} per s"
-    return f"{_significant(value)} {unit}"
+        return f"{_significant(value, scale)} per s"
+    return f"{_significant(value, scale)} {unit}"
 
 
-def _prefixed(value: float, unit: str, digits: int) -> str:
+def _prefixed(value: float, unit: str, digits: int, scale: float) -> str:
     for factor, prefix in _SI:
-        if abs(value) >= factor:
+        if scale >= factor:
             return f"{value / factor:.{digits + 1}f} {prefix}{unit}"
     return f"{value:,.0f} {unit}".rstrip()
 
 
-def _significant(value: float) -> str:
-    """Three significant digits, and every digit before the point."""
-    if value == 0 or abs(value) >= 1000:
+def _significant(value: float, scale: float) -> str:
+    """Three significant digits of ``scale``, and every digit before the point."""
+    if scale == 0 or scale >= 100:
         return f"{value:,.0f}"
-    if abs(value) >= 100:
-        return f"{value:.0f}"
-    if abs(value) >= 10:
-        return f"{value:.1f}"
-    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3g}"
+    return f"{value:.{2 - math.floor(math.log10(scale))}f}"
 
 
 def short(row: Row | None) -> str:
@@ -83,10 +84,9 @@ def short(row: Row | None) -> str:
     if row.ci95 is None:
         return text
     half = max(row.value - row.ci95[0], row.ci95[1] - row.value)
-    (value, _, unit), (width, _, its_unit) = (
-        item.partition(" ") for item in (text, number(row.metric, half, row.unit))
-    )
-    return f"{value} ± {width} {unit}".rstrip() if unit == its_unit else f"{text} ± {width} {its_unit}".rstrip()
+    value, _, unit = text.partition(" ")
+    width = number(row.metric, half, row.unit, like=row.value).partition(" ")[0]
+    return f"{value} ± {width} {unit}".rstrip()
 
 
 def interval(row: Row) -> str:

@@ -35,7 +35,7 @@ Given = Mapping[str, Value | Mapping[str, Value]]
 """``demand:`` as a recipe has it: metric name to one goal, or to one goal per target."""
 
 EXIT_PASSED, EXIT_FAILED, EXIT_INCONCLUSIVE = 0, 1, 4
-KNOWN_CONDITIONS = ("batch", "threads", "request", "reference", "seed", *USUAL)
+KNOWN_CONDITIONS = ("batch", "threads", "request", "reference", "seed", "gallery", *USUAL)
 _SCOPES = ("engine", "end_to_end")
 _MULTIPLIERS = {
     "": 1,

@@ -1,0 +1,29 @@
+"""What all tests share: nothing of theirs touches the user's store, a network or the search path of components."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mmcompress import component
+
+
+@pytest.fixture(autouse=True)
+def _apart(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("MMCOMPRESS_STORE", str(tmp_path_factory.getbasetemp() / "default-store"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folders = list(component.SEARCH.folders)
+    component.SEARCH.folders.clear()
+    yield
+    component.SEARCH.folders[:] = folders
+    for name in [name for name in sys.modules if name.startswith("mmcompress_components")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def root() -> Path:
+    """The checkout."""
+    return Path(__file__).parents[1]
