@@ -96,13 +96,17 @@ def write_expected(folder: Path, request: str, answers: NDArray[np.float32]) -> 
     np.save(folder / f"{request}.package.npy", answers, allow_pickle=False)
 
 
-def read_expected(folder: Path, request: str) -> NDArray[np.float32]:
-    """What the package itself answered when it was compiled."""
-    answers: NDArray[np.float32] = np.load(folder / f"{request}.package.npy", allow_pickle=False)
+def read_expected(folder: Path, request: str) -> NDArray[np.float32] | None:
+    """What the package itself answered when it was compiled; None where that was on another machine class."""
+    path = folder / f"{request}.package.npy"
+    if not path.is_file():
+        return None
+    answers: NDArray[np.float32] = np.load(path, allow_pickle=False)
     return answers
 
 
-def mean_cosine(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """The mean over rows of the cosine of two arrays [n, d]."""
-    products = (found * expected).sum(axis=1)
-    return float((products / (np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1) + 1e-12)).mean())
+def cosines(found: NDArray[Any], expected: NDArray[Any]) -> NDArray[Any]:
+    """The cosine of each row of two arrays [n, d]: [n]."""
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    similarities: NDArray[Any] = (found * expected).sum(axis=1) / np.maximum(norms, 1e-12)
+    return similarities

@@ -208,7 +208,7 @@ def compile(
     provenance: Mapping[str, JSON],
     output: Path,
 ) -> dict[str, Any]:
-    """Write a package to ``output`` and open it; gives sizes and how near its probe answers are to the teacher's.
+    """Write a package to ``output``; gives its size and, where it runs here, how near its answers are to the teacher's.
 
     Args:
         family: The family of the model.
@@ -230,7 +230,9 @@ def compile(
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(model / name, output / name)
     write_probe(output / "probe", family.requests, probe, teacher.family, teacher.folder)
-    _write_expected(family, output, runtime, names)
+    runs_here = runtime.machine_class() == runtime.model_copy(update={"machine": None}).machine_class()
+    if runs_here:
+        _write_expected(family, output, runtime, names)
     engines = {name: output / file for name, file in compiled["files"].items()}
     manifest = {
         "format": PACKAGE_FORMAT,
@@ -253,13 +255,12 @@ def compile(
         },
     }
     write_json(output / MANIFEST, manifest)
-    with load_package(output) as package:
-        checks = package.check_probe()
-    return {
-        **compiled,
-        "size_bytes": sum(_size(path) for path in engines.values()),
-        "probe": {request: dataclasses.asdict(check) for request, check in checks.items()},
-    }
+    facts = {**compiled, "size_bytes": sum(_size(path) for path in engines.values()), "probe": None}
+    if runs_here:
+        with load_package(output) as package:
+            checks = package.check_probe()
+        facts["probe"] = {request: dataclasses.asdict(check) for request, check in checks.items()}
+    return facts
 
 
 def _write_expected(family: Family, package: Path, runtime: Runtime, graphs: Sequence[str]) -> None:

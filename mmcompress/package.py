@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmcompress import component
-from mmcompress._probe import mean_cosine, read_answers, read_expected, read_probe
+from mmcompress._probe import cosines, read_answers, read_expected, read_probe
 from mmcompress.component import JSON, digest_path
 from mmcompress.errors import InputError, UsageError
 from mmcompress.families import Family, Feeds, Processor, Request, Run
@@ -43,8 +43,8 @@ class Classification:
 class ProbeCheck:
     """How a package's answers to its probe examples compare."""
 
-    lowest_cosine: float
-    """Over the examples, with what the package answered when it was compiled: 1 on the same machine class."""
+    lowest_cosine: float | None
+    """Over the examples, with what the package answered when it was compiled; None where it could not run there."""
     teacher_cosine: float | None
     """The mean with the teacher's answers; None where these have another width."""
 
@@ -229,10 +229,10 @@ class Package:
         for request in self.requests:
             found = self.answer(request.name, {name: columns[name] for name in request.inputs})
             expected = read_expected(self.path / "probe", request.name)
-            lowest = min(mean_cosine(found[i : i + 1], expected[i : i + 1]) for i in range(len(found)))
+            lowest = float(cosines(found, expected).min()) if expected is not None else None
             theirs = teacher[request.name]
             same_width = theirs.shape == found.shape
-            checks[request.name] = ProbeCheck(lowest, mean_cosine(found, theirs) if same_width else None)
+            checks[request.name] = ProbeCheck(lowest, float(cosines(found, theirs).mean()) if same_width else None)
         return checks
 
 

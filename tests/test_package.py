@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import deployed
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmcompress.errors import InputError, UsageError
+from mmcompress.package import TimedRun, ask, load_package
+
+
+@pytest.fixture(scope="module")
+def package():
+    with load_package(deployed.package(), threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture
+def copy(tmp_path):
+    shutil.copytree(deployed.package(), tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_a_picture_in_every_form_gives_one_answer(package):
+    path = deployed.package() / "probe" / "0000.png"
+    image = Image.open(path)
+    forms = [path, str(path), path.read_bytes(), image, np.asarray(image)]
+    answers = package.embed_images(forms)
+    assert answers.shape == (5, 64)
+    assert all(np.array_equal(answers[0], answer) for answer in answers)
+    one = package.embed_images(path)
+    assert one.shape == (64,)
+    assert np.allclose(one, answers[0], atol=1e-6)
+    assert np.linalg.norm(one) == pytest.approx(1, abs=1e-5)
+
+
+def test_texts(package):
+    many = package.embed_texts(["a red star", "a big blue ring of w1 w2"])
+    one = package.embed_texts("a red star")
+    assert many.shape == (2, 64) and one.shape == (64,)
+    assert np.allclose(many[0], one, atol=1e-5)
+
+
+def test_classify_chooses_the_text_of_the_highest_similarity(package):
+    columns, _ = package.probe()
+    texts = ["a red star", "a ring", "w1 w2"]
+    found = package.classify(columns["image"][:3], texts)
+    expected = package.embed_images(columns["image"][:3]) @ package.embed_texts(texts).T
+    assert [answer.index for answer in found] == expected.argmax(axis=1).tolist()
+    assert [answer.label for answer in found] == [texts[i] for i in expected.argmax(axis=1)]
+    assert np.allclose([answer.scores for answer in found], expected)
+    assert package.classify(columns["image"][0], texts).label == found[0].label
+    with pytest.raises(AttributeError):
+        found[0].label = "other"
+    with pytest.raises(InputError, match="list of texts"):
+        package.classify(columns["image"][0], "a red star")
+
+
+def test_predict_answers_the_request_that_takes_the_values(package):
+    assert np.array_equal(package.predict({"text": "a star"}), package.embed_texts("a star"))
+    assert package.predict({"text": ["a star", "a ring"]}).shape == (2, 64)
+    with pytest.raises(UsageError, match="0 requests take sound"):
+        package.predict({"sound": "x"})
+
+
+def test_answers_do_not_depend_on_the_batch(package):
+    columns, _ = package.probe()
+    assert np.allclose(
+        package.answer("embed_text", columns, batch_size=3), package.answer("embed_text", columns), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_name", "values", "message"),
+    [
+        ("embed_image", {}, "image is missing"),
+        ("embed_image", {"image": []}, "no image"),
+        ("embed_txt", {"text": ["a"]}, "did you mean 'embed_text'"),
+        ("embed_image", {"image": [b"no picture"]}, "picture|image"),
+    ],
+)
+def test_bad_questions(package, request_name, values, message):
+    with pytest.raises(UsageError, match=message):
+        package.answer(request_name, values)
+
+
+def test_eight_threads_get_the_same_answers(package):
+    columns, _ = package.probe()
+    expected = [package.embed_images(image) for image in columns["image"]]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(package.embed_images, columns["image"] * 6))
+    assert all(np.array_equal(answer, expected[i % len(expected)]) for i, answer in enumerate(found))
+
+
+def test_the_probe_tells_how_the_package_answers(package):
+    checks = package.check_probe()
+    assert set(checks) == {"embed_image", "embed_text"}
+    for check in checks.values():
+        assert check.lowest_cosine == pytest.approx(1, abs=1e-5)
+        assert 0.99 < check.teacher_cosine < 1
+
+
+def test_time_inside_the_engine_is_told_apart(package):
+    columns, _ = package.probe()
+    timed = TimedRun(package.run)
+    answers = ask(package.family, package.processor, timed, "embed_image", columns, batch_size=4)
+    assert timed.calls == 4 and timed.seconds > 0
+    assert np.allclose(answers, package.answer("embed_image", columns), atol=1e-5)
+
+
+def test_a_closed_package_says_so():
+    with load_package(deployed.package(), threads=1) as opened:
+        pass
+    with pytest.raises(UsageError, match="closed"):
+        opened.embed_texts("a")
+
+
+def test_no_torch_is_needed():
+    """The same answers in a process whose imports of torch and all that compresses fail."""
+    script = """
+import json, sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "transformers", "onnx", "onnxscript", "safetensors", "accelerate", "torch_pruning"}:
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Block())
+import mmcompress
+with mmcompress.load_package(sys.argv[1], threads=1) as package:
+    columns, _ = package.probe()
+    print(json.dumps([package.answer(r.name, columns).tolist() for r in package.requests] + [package.check_probe()["embed_text"].lowest_cosine]))
+"""
+    made = subprocess.run(
+        [sys.executable, "-c", script, str(deployed.package())],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    answers = json.loads(made.stdout)
+    with load_package(deployed.package(), threads=1) as package:
+        columns, _ = package.probe()
+        for request, answer in zip(package.requests, answers, strict=False):
+            assert np.array_equal(np.array(answer, np.float32), package.answer(request.name, columns))
+
+
+# --- packages that are not what they were --------------------------------------------------------------------------
+
+
+def edit(folder: Path, change) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("name", ["vision_model.onnx", "tokenizer.json", "probe/embed_image.npy"])
+def test_a_changed_file_is_named(copy, name):
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(InputError, match=f"changed after its manifest was written: {name} has other content"):
+        load_package(copy)
+
+
+def test_a_missing_file_is_named(copy):
+    (copy / "config.json").unlink()
+    with pytest.raises(InputError, match=r"config\.json is missing"):
+        load_package(copy)
+
+
+def test_an_added_file_is_named_but_for_what_stands_beside(copy):
+    for name in ("scores.json", "README.md", "artifact.json"):
+        (copy / name).write_text("{}")
+    load_package(copy, threads=1).close()
+    (copy / "more.json").write_text("{}")
+    with pytest.raises(InputError, match=r"more\.json is not part of it"):
+        load_package(copy)
+
+
+def test_files_outside_the_package_are_refused(copy):
+    edit(copy, lambda manifest: manifest["files"].update({"../x": {"sha256": "absent", "bytes": 0}}))
+    with pytest.raises(InputError, match="outside the package"):
+        load_package(copy)
+
+
+def test_another_format_is_refused(copy):
+    edit(copy, lambda manifest: manifest.update(format=99))
+    with pytest.raises(InputError, match="format 99"):
+        load_package(copy)
+
+
+def test_int8_for_another_machine_is_refused(copy):
+    edit(copy, lambda manifest: manifest["target"].update(machine="arm64"))
+    with pytest.raises(InputError, match=r"package for arm64; this machine is .*\n.*for: "):
+        load_package(copy)
+
+
+@pytest.mark.parametrize("name", ["nothing", "empty"])
+def test_what_is_no_package(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"not a package: manifest\.json is missing"):
+        load_package(tmp_path / name)
