@@ -1,0 +1,117 @@
+"""How much each group of channels (an attention head, a feed-forward unit) matters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmcompress.data import Examples
+from mmcompress.families import Family, Processor
+from mmcompress.stages._pruning import Block
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Scores = dict[str, list[float]]
+"""Per block, one number per group; higher matters more."""
+
+
+def magnitude(model: nn.Module, blocks: Sequence[Block]) -> Scores:
+    """The L2 norm of all weights that make or take the channels of a group (without biases).
+
+    Norms of different blocks do not compare: each block's are divided by their mean, so that a ranking over a tower
+    weighs how uneven a block is.
+    """
+    import torch
+
+    scores = {}
+    with torch.no_grad():
+        for block in blocks:
+            squares = torch.zeros(block.groups, dtype=torch.float64)
+            for name in block.producers:
+                squares += _per_group(_weight(model, name).double().square().sum(dim=1), block)
+            for name in block.consumers:
+                squares += _per_group(_weight(model, name).double().square().sum(dim=0), block)
+            scores[block.name] = _relative(squares.sqrt().tolist())
+    return scores
+
+
+def uniform(blocks: Sequence[Block], seed: int) -> Scores:
+    """Random numbers, the same for the same seed: the baseline that an importance has to beat."""
+    generator = np.random.default_rng(seed)
+    return {block.name: _relative((0.5 + generator.random(block.groups)).tolist()) for block in blocks}
+
+
+def taylor(blocks: Sequence[Block], model: nn.Module, losses: Iterable[Tensor]) -> Scores:
+    """The first-order change of the loss when a group is masked to zero, as an absolute value, mean over batches.
+
+    Masking a group is setting the columns W_g of the layers that take it to zero, so the change is the absolute value of
+    sum(W_g * dL/dW_g): Michel et al., arXiv:1905.10650, equation 2, with batches for examples, since contrastive losses
+    have no value for one example. Gradients are taken of these columns alone and left nowhere.
+
+    Args:
+        blocks: The blocks to score.
+        model: The model whose losses these are.
+        losses: One scalar per batch, each with its graph; consumed one by one.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    import torch
+
+    names = sorted({name for block in blocks for name in block.consumers})
+    weights = [_weight(model, name) for name in names]
+    totals = {block.name: torch.zeros(block.groups, dtype=torch.float64) for block in blocks}
+    batches = 0
+    for loss in losses:
+        gradients = dict(zip(names, torch.autograd.grad(loss, weights, allow_unused=True), strict=True))
+        for block in blocks:
+            change = torch.zeros(block.groups, dtype=torch.float64)
+            for name in block.consumers:
+                gradient = gradients[name]
+                if gradient is not None:
+                    change += _per_group((_weight(model, name).detach() * gradient).double().sum(dim=0), block)
+            totals[block.name] += change.abs()
+        batches += 1
+    if batches == 0:
+        raise ValueError("no batch to take gradients of")
+    return {name: (total / batches).tolist() for name, total in totals.items()}
+
+
+def task_losses(
+    family: Family, model: nn.Module, processor: Processor, examples: Examples, indices: Sequence[int], batch_size: int
+) -> Iterator[Tensor]:
+    """The family's own loss of batches of examples, in evaluation mode; batches are as even as they can be."""
+    model.eval()
+    needs = family.task_needs()
+    for part in np.array_split(np.asarray(indices), max(1, round(len(indices) / batch_size))):
+        batch = encode(family, processor, [examples[int(index)].values for index in part])
+        yield family.task_loss(family.outputs(model, batch, needs), batch)
+
+
+def encode(family: Family, processor: Processor, values: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Examples as a batch of tensors; of texts that are alternatives the first is taken."""
+    import torch
+
+    columns: dict[str, list[Any]] = {}
+    for name in sorted(family.columns):
+        if name == "texts":
+            columns["text"] = [value["texts"][0] for value in values]
+        else:
+            columns[name] = [value[name] for value in values]
+    return {name: torch.from_numpy(array) for name, array in processor.encode(columns).items()}
+
+
+def _weight(model: nn.Module, name: str) -> nn.Parameter:
+    return model.get_parameter(f"{name}.weight")
+
+
+def _per_group(channels: Tensor, block: Block) -> Tensor:
+    return channels.view(block.groups, block.size).sum(dim=1)
+
+
+def _relative(values: Sequence[float]) -> list[float]:
+    mean = sum(values) / len(values)
+    return [value / mean if mean else 1.0 for value in values]
