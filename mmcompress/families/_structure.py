@@ -74,14 +74,14 @@ def apply_structure(model: nn.Module, structure: JSON, origin: str | Path = STRU
         except AttributeError:
             raise InputError(f"{origin}: the model of config.json has no module {name!r}") from None
         for tensor_name, shape in entry.get("shapes", {}).items():
-            _narrow(module, tensor_name, shape, f"{origin}: {name}")
+            _narrow(module, tensor_name, shape, f"{origin}: {name or 'the model'}")
         for attribute, value in entry.get("attributes", {}).items():
-            _set_attribute(module, attribute, value, f"{origin}: {name}")
+            _set_attribute(module, attribute, value, f"{origin}: {name or 'the model'}")
     _tie(model, tied, str(origin))
     for name, module in model.named_modules():
         problem = _inconsistent(module)
         if problem:
-            raise InputError(f"{origin}: {name}: {problem}")
+            raise InputError(f"{origin}: {name or 'the model'}: {problem}")
 
 
 def check_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str | Path) -> None:
@@ -275,9 +275,9 @@ def _inconsistent(module: nn.Module) -> str | None:
         isinstance(query, nn.Linear)
         and type(heads) is int
         and type(width) is int
-        and heads * width != query.out_features
+        and heads * width != len(query.weight)
     ):
-        return f"{heads} heads of width {width}, but its q_proj gives {query.out_features} channels"
+        return f"{heads} heads of width {width}, but its q_proj gives {len(query.weight)} channels"
     return None
 
 
