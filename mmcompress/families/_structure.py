@@ -78,7 +78,7 @@ def apply_structure(model: nn.Module, structure: JSON, origin: str | Path = STRU
         for attribute, value in entry.get("attributes", {}).items():
             _set_attribute(module, attribute, value, f"{origin}: {name or 'the model'}")
     _tie(model, tied, str(origin))
-    for name, module in model.named_modules():
+    for name, module in reversed(list(model.named_modules())):  # what a module holds before the module itself
         problem = _inconsistent(module)
         if problem:
             raise InputError(f"{origin}: {name or 'the model'}: {problem}")
