@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -153,7 +154,7 @@ def quantize(
     for request in graph_requests(family):
         for name in request.graphs:
             if name not in facts:
-                feeds = calibration_feeds(family, model, request, name, examples)
+                feeds = calibration_feeds(family, model, graphs, request, name, examples)
                 excluded = (nodes_to_exclude or {}).get(name, ())
                 facts[name] = quantize_graph(graphs / f"{name}.onnx", output / f"{name}.onnx", scheme, feeds, excluded)
                 facts[name]["float_bytes"] = _size(graphs / f"{name}.onnx")
@@ -165,31 +166,34 @@ def graph_requests(family: Family) -> list[Request]:
     return sorted(family.requests, key=lambda request: len(request.graphs))
 
 
-def calibration_feeds(family: Family, model: Path, request: Request, graph: str, examples: Examples) -> Iterator[Feeds]:
+def calibration_feeds(
+    family: Family, model: Path, graphs: Path, request: Request, graph: str, examples: Examples
+) -> Iterator[Feeds]:
     """What a graph is fed when a request is answered for examples, a batch at a time."""
-    from mmcompress.runtimes.torch import open_model
+    from mmcompress.runtimes.onnxruntime import OnnxRuntime
 
     processor = family.processor(model)
-    session = open_model(family, model, None) if request.graphs != (graph,) else None
+    others = [name for name in request.graphs if name != graph]
+    session = OnnxRuntime().open(graphs, request.graphs, None) if others else None
     recorded: list[Feeds] = []
 
     def run(name: str, feeds: Feeds) -> Feeds:
         if name == graph:
             recorded.append(feeds)
-        return session.run(name, feeds) if session is not None else _Anything()
+        if session is None:
+            raise _Recorded
+        return session.run(name, feeds)
 
     for start in range(0, len(examples), CALIBRATION_BATCH):
         batch = [examples[i] for i in range(start, min(start + CALIBRATION_BATCH, len(examples)))]
-        family.answer(run, request.name, processor.encode(raw_values(batch, request.inputs)))
+        with contextlib.suppress(_Recorded):
+            family.answer(run, request.name, processor.encode(raw_values(batch, request.inputs)))
         yield from recorded
         recorded.clear()
 
 
-class _Anything(dict[str, NDArray[Any]]):
-    """Outputs of a graph that nobody reads: a request of one graph ends after it."""
-
-    def __missing__(self, key: str) -> NDArray[Any]:
-        return np.zeros((1, 1), np.float32)
+class _Recorded(Exception):
+    """Ends an answer of one graph once its feeds are known: the calibration runs the graph itself."""
 
 
 def describe_scheme(scheme: Scheme) -> dict[str, JSON]:

@@ -24,6 +24,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 BATCH = 64
 _SOURCES = {"path", "hub", "revision", "config"}
+_KEYS = {"family", "family_fields", "target", "precision", "requests", "graphs", "files"}
 _UNSEALED = {MANIFEST, "artifact.json", "scores.json", "README.md"}
 """What may stand in a package's folder without a digest: the manifest itself, the store's, and what is told about it."""
 
@@ -286,6 +287,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path}: a package of format {found}, and this mmcompress reads format {FORMAT}\n"
             "  Build the package again, or install the mmcompress that wrote it."
         )
+    missing = sorted(_KEYS - set(manifest))
+    if missing:
+        raise InputError(f"{path}: broken: {', '.join(missing)} missing\n  Copy the package again, or build it again.")
     return cast("dict[str, Any]", manifest)
 
 

@@ -93,10 +93,11 @@ def test_bad_questions(package, request_name, values, message):
 
 def test_eight_threads_get_the_same_answers(package):
     columns, _ = package.probe()
-    expected = [package.embed_images(image) for image in columns["image"]]
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(package.embed_images, columns["image"] * 6))
-    assert all(np.array_equal(answer, expected[i % len(expected)]) for i, answer in enumerate(found))
+    for ask_one, inputs in ((package.embed_images, columns["image"]), (package.embed_texts, columns["text"])):
+        expected = [ask_one(value) for value in inputs]
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(ask_one, inputs * 6))
+        assert all(np.array_equal(answer, expected[i % len(expected)]) for i, answer in enumerate(found))
 
 
 def test_the_probe_tells_how_the_package_answers(package):
@@ -194,6 +195,15 @@ def test_files_outside_the_package_are_refused(copy):
 def test_another_format_is_refused(copy):
     edit(copy, lambda manifest: manifest.update(format=99))
     with pytest.raises(InputError, match="format 99"):
+        load_package(copy)
+
+
+def test_a_broken_manifest_is_named(copy):
+    edit(copy, lambda manifest: manifest.pop("graphs"))
+    with pytest.raises(InputError, match="broken: graphs missing"):
+        load_package(copy)
+    (copy / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
         load_package(copy)
 
 

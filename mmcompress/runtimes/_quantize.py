@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +40,7 @@ def quantize_graph(
     chosen = [node.name for node in weighted if node.op_type in scheme.operators and node.name not in nodes_to_exclude]
     if not chosen:
         raise StageError(f"{source.name}: no {', '.join(scheme.operators)} with weights; there is nothing to quantize")
-    with tempfile.TemporaryDirectory(dir=output.parent) as work:
-        _quantize_static(model, chosen, scheme, feeds, Path(work), output)
+    _quantize_static(model, chosen, scheme, feeds, output)
     quantized = onnx.load(output)
     _strip(quantized)
     onnx.save(quantized, output)
@@ -67,7 +65,7 @@ def weighted_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def _quantize_static(
-    model: onnx.ModelProto, chosen: list[str], scheme: Scheme, feeds: Iterator[Feeds], work: Path, output: Path
+    model: onnx.ModelProto, chosen: list[str], scheme: Scheme, feeds: Iterator[Feeds], output: Path
 ) -> None:
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as quantize

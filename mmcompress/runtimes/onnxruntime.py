@@ -72,13 +72,11 @@ class OnnxRuntime(Runtime):
             if data.is_file():
                 shutil.copyfile(data, folder / data.name)
             files[name] = target.name
-        if self.provider == "cuda":
-            return {"files": files, "opened": False}
         try:
             self.open(folder, list(graphs), threads=1).close()
         except InputError as error:
             raise StageError(f"onnxruntime refuses the graphs: {error}") from error
-        return {"files": files, "opened": True}
+        return {"files": files}
 
     def open(self, folder: Path, graphs: Sequence[str], threads: int | None) -> OnnxSession:
         """One session per graph.
@@ -168,5 +166,6 @@ def load_library() -> ModuleType:
     except ImportError as error:
         hint = "  Install onnxruntime in its place, or CUDA." if "gpu" in installed[0] else "  Install it again."
         raise InputError(f"{installed[0]} {version(installed[0])} does not load: {error}\n{hint}") from error
+    onnxruntime.disable_telemetry_events()
     library: ModuleType = onnxruntime
     return library
