@@ -159,5 +159,5 @@ def copy_files(source: Path, folder: Path, names: Iterable[str]) -> None:
     """Copy those of the named files that the source folder has."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        if (source / name).is_file() and not (folder / name).exists():
+        if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)

@@ -52,10 +52,9 @@ def write_checkpoint(family: Family, folder: Path, seed: int) -> None:
         _write_random(source, folder, seed)
         return
     checkpoint = _read(source)
-    folder.mkdir(parents=True, exist_ok=True)
+    copy_files(source, folder, (STRUCTURE, *PREPROCESSOR_FILES, *TOKENIZER_FILES))
     for name, value in {**checkpoint.files, "config.json": checkpoint.config}.items():
         write_json(folder / name, value)
-    copy_files(source, folder, (STRUCTURE, *PREPROCESSOR_FILES, *TOKENIZER_FILES))
     _ensure_tokenizer(source, folder)
     model = build(folder)
     load_strictly(model, checkpoint.weights, str(source))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _PROJECTIONS = {"vision": "visual_projection.", "text": "text_projection."}
 
-_STREAM, _HEADS, _UNITS, _EMBEDS, _ALL = "stream", "heads", "units", "embeds", "all"
+_STREAM, _HEADS, _PACKED, _UNITS, _EMBEDS, _ALL = "stream", "heads", "packed", "units", "embeds", "all"
 _AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"embeddings\.(class_embedding|patch_embedding\.bias)", (_STREAM,)),
     (r"embeddings\.patch_embedding\.weight", (_STREAM, _ALL, _ALL, _ALL)),
@@ -46,15 +46,15 @@ _AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"encoder\.layers\.\d+\.mlp\.fc2\.bias", (_STREAM,)),
     # SigLIP's pooling head writes into the space of the embeddings, which the head of the texts shares.
     (r"head\.probe", (_ALL, _ALL, _STREAM)),
-    (r"head\.attention\.in_proj_weight", (_HEADS, _STREAM)),
-    (r"head\.attention\.in_proj_bias", (_HEADS,)),
+    (r"head\.attention\.in_proj_weight", (_PACKED, _STREAM)),
+    (r"head\.attention\.in_proj_bias", (_PACKED,)),
     (r"head\.attention\.out_proj\.weight", (_EMBEDS, _HEADS)),
     (r"head\.mlp\.fc1\.weight", (_UNITS, _EMBEDS)),
     (r"head\.mlp\.fc2\.weight", (_EMBEDS, _UNITS)),
     (r"head\.(attention\.out_proj\.bias|layernorm\.\w+|mlp\.fc2\.bias|bias)", (_EMBEDS,)),
     (r"head\.weight", (_EMBEDS, _STREAM)),
 )
-"""What each axis of a tower's weights counts, by the name below the tower."""
+"""What each axis of a tower's weights counts, by the name below the tower; packed are the heads of q, k and v in turn."""
 
 
 @dataclass(frozen=True)
@@ -244,13 +244,13 @@ def _inner(weights: Mapping[str, Tensor], name: str, cut: TowerCut, head: int) -
     base = re.match(r"(encoder\.layers\.\d+|head)\.", name)
     if base is None or f"{base[1]}.mlp.fc1.weight" not in weights:
         return {}
-    units = _square_norms(weights[f"{base[1]}.mlp.fc1.weight"], 0) * _square_norms(
-        weights[f"{base[1]}.mlp.fc2.weight"], 1
-    )
-    return {_HEADS: _head_channels(weights, base[1], cut.heads, head), _UNITS: _largest(units, cut.feed_forward)}
+    units = [_square_norms(weights[f"{base[1]}.mlp.{each}.weight"], axis) for axis, each in enumerate(("fc1", "fc2"))]
+    heads, packed = _head_channels(weights, base[1], cut.heads, head)
+    return {_HEADS: heads, _PACKED: packed, _UNITS: _largest(units[0] * units[1], cut.feed_forward)}
 
 
-def _head_channels(weights: Mapping[str, Tensor], base: str, heads: int, head: int) -> Tensor:
+def _head_channels(weights: Mapping[str, Tensor], base: str, heads: int, head: int) -> tuple[Tensor, Tensor]:
+    """Channels of the heads of the largest norm, in one projection and in query, key and value packed together."""
     import torch
 
     packed = weights.get(f"{base}.attention.in_proj_weight")
@@ -262,4 +262,4 @@ def _head_channels(weights: Mapping[str, Tensor], base: str, heads: int, head: i
     scores = _square_norms(output, 1) + sum(_square_norms(tensor, 0) for tensor in inputs)
     best = _largest(scores.view(-1, head).sum(dim=1), heads)
     channels = (best[:, None] * head + torch.arange(head)).flatten()
-    return channels
+    return channels, torch.cat([channels + part * len(scores) for part in range(3)])
