@@ -122,8 +122,15 @@ def read_bytes(source: Source) -> bytes:
     """The bytes of a picture's file.
 
     Raises:
-        InputError: larger than :data:`MAX_BYTES`, damaged or encrypted in its archive.
+        InputError: not readable, larger than :data:`MAX_BYTES`, damaged or encrypted in its archive.
     """
+    try:
+        return _read_bytes(source)
+    except OSError as error:
+        raise InputError(f"{source.name}: cannot be read ({error.strerror or error})") from None
+
+
+def _read_bytes(source: Source) -> bytes:
     archive = None if source.member is None else _archive(source.file)
     info = None if archive is None else archive.getinfo(str(source.member))
     length = source.file.stat().st_size if info is None else info.file_size
@@ -183,10 +190,11 @@ def examine(sources: Sequence[Source]) -> list[Content | InputError]:
 
 def _examine(source: Source) -> Content | InputError:
     try:
-        stamp = _stamp(source.file)
-        return _examined(source, stamp)
+        return _examined(source, _stamp(source.file))
     except InputError as error:
         return error
+    except OSError as error:
+        return InputError(f"{source.name}: cannot be read ({error.strerror or error})")
 
 
 @lru_cache(maxsize=1 << 20)

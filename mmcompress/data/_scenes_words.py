@@ -65,8 +65,12 @@ class Caption:
 
     def fits(self, scene: Scene) -> bool:
         """Whether everything that the caption says is true of the scene."""
-        options = [[i for i, _ in enumerate(scene.things) if _matches(m, scene, i)] for m in self.mentions]
-        return all(options) and any(
+        options = []
+        for mention in self.mentions:
+            options.append([i for i in range(len(scene.things)) if _matches(mention, scene, i)])
+            if not options[-1]:
+                return False
+        return any(
             all(i in allowed for i, allowed in zip(chosen, options, strict=True))
             and all(scene.holds(chosen[a], relation, chosen[b]) for a, relation, b in self.relations)
             for chosen in permutations(range(len(scene.things)), len(self.mentions))

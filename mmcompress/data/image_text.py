@@ -111,7 +111,7 @@ class Row:
     label: str | None
 
 
-def read_rows(spec: ImageText) -> list[Row]:
+def read_rows(spec: ImageText) -> tuple[Row, ...]:
     """The rows of a table with their texts, each with the place of its picture.
 
     Raises:
@@ -124,13 +124,13 @@ def read_rows(spec: ImageText) -> list[Row]:
 
 
 @lru_cache(maxsize=8)
-def _rows(spec: ImageText, stamp: tuple[int, int]) -> list[Row]:
+def _rows(spec: ImageText, stamp: tuple[int, int]) -> tuple[Row, ...]:
     """As :func:`read_rows`; ``stamp`` is the table's size and time of change."""
     folder = spec.folder
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder\n  Expected the folder that the pictures of {spec.path} lie in.")
     templates = (spec.text,) if isinstance(spec.text, str) else spec.text
-    return [_row(spec, templates, folder, record) for record in read_table(spec.path, spec.limit)]
+    return tuple(_row(spec, templates, folder, record) for record in read_table(spec.path, spec.limit))
 
 
 def _row(spec: ImageText, templates: Sequence[str], folder: Path, record: Record) -> Row:
