@@ -1,0 +1,94 @@
+"""Training by a teacher: the student learns to give what the teacher gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from mmcompress.component import JSON
+from mmcompress.errors import UsageError
+from mmcompress.families import Family
+from mmcompress.losses import AnyLoss
+from mmcompress.losses.contrastive_kl import ContrastiveKL
+from mmcompress.losses.feature_mse import FeatureMSE
+from mmcompress.losses.icl import ICL
+from mmcompress.losses.task import Task
+from mmcompress.stages import Stage, StageInput
+from mmcompress.stages._student import Student, begin, student_family, student_problems
+from mmcompress.stages._training import Problems, TeacherOutputs, Training, TrainingFields, train
+
+PER_TOKEN = (".hidden_states", ".attentions", ".mask")
+
+
+class Distill(TrainingFields, Stage):
+    """Trains a student, or the model so far, to follow the teacher."""
+
+    student: Student = None
+    """``from_teacher: {...}`` cuts one from the teacher; any family component; the model so far where absent."""
+    losses: tuple[AnyLoss, ...] = Field((FeatureMSE(weight=4.0), ICL(), ContrastiveKL()), min_length=1)
+    """The weighted terms. The default is CLIP-KD's best three (arXiv:2307.12732), which feed on embeddings."""
+    teacher_outputs: TeacherOutputs = "cached"
+    """``cached`` asks the teacher once about every example and keeps the answers; ``online`` asks it at every step."""
+    freeze: tuple[str, ...] = ()
+    """Modules or parameters that stay as they are, by prefix of their names (``text_model``)."""
+
+    def problems(self, model: Family | None, teacher: Family | None) -> Problems:
+        """No teacher, outputs that one of the two does not give, outputs that cannot be stored."""
+        problems = student_problems(self.student, model, teacher)
+        if teacher is None:
+            return [*problems, ((), "there is no teacher; expected a `teacher`, or a stage before that makes one")]
+        family = student_family(self.student, model, teacher)
+        if family is not None:
+            problems += self.training_problems(family, self.losses)
+            problems += self._unfed(family, teacher)
+        if self.teacher_outputs == "cached":
+            problems += self._not_stored()
+        if all(isinstance(loss, Task) or loss.weight == 0 for loss in self.losses):
+            problems.append((("losses",), "none compares with the teacher; expected one that does, or `finetune`"))
+        return problems
+
+    def _unfed(self, student: Family, teacher: Family) -> Problems:
+        problems: Problems = []
+        for index, loss in enumerate(self.losses):
+            for role, family in (("student", student), ("teacher", teacher)):
+                missing = loss.needs() - family.provides()
+                if missing:
+                    message = (
+                        f"needs {', '.join(sorted(missing))}, which {family.component_name()} (the {role}) does not give;"
+                        f" it gives: {', '.join(sorted(family.provides()))}"
+                    )
+                    problems.append((("losses", index, loss.component_name()), message))
+        return problems
+
+    def _not_stored(self) -> Problems:
+        problems: Problems = []
+        if self.augment != "none":
+            message = (
+                "cached teacher outputs are of pictures as they are: expected `augment: none` for now, or `online`"
+            )
+            problems.append((("teacher_outputs",), message))
+        for index, loss in enumerate(self.losses):
+            long = sorted(name for name in loss.needs() if name.endswith(PER_TOKEN))
+            if long:
+                message = f"{', '.join(long)} cannot be cached; expected `teacher_outputs: online`"
+                problems.append((("losses", index, loss.component_name()), message))
+        return problems
+
+    def result_family(self, model: Family | None) -> Family:
+        """The student's family where one is named; a cut has that of the model so far."""
+        return self.student if isinstance(self.student, Family) else super().result_family(model)
+
+    def environment(self) -> Mapping[str, JSON]:
+        """Resolved precision and attention, kind of device, versions of libraries."""
+        return self.training_environment()
+
+    def run(self, given: StageInput) -> Mapping[str, Any]:
+        """Train; see :func:`mmcompress.stages._training.train`."""
+        if given.teacher is None:
+            raise UsageError("distill: there is no teacher\n  Name a `teacher` in the recipe.")
+        student = begin(self.student, given)
+        return train(
+            Training(self, given, student, self.losses, given.teacher, self.teacher_outputs, freeze=self.freeze)
+        )
