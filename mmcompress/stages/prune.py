@@ -82,7 +82,7 @@ class _Recovery:
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, JSON]:
         """A reference into the recipe's schema."""
-        return {"anyOf": [{"$ref": "#/$defs/stages.distill"}, {"type": "null"}]}
+        return {"anyOf": [{"$comment": "#/$defs/stages.distill"}, {"type": "null"}]}
 
 
 def _recovery(value: Any, context: Any) -> Stage | None:

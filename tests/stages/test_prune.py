@@ -84,6 +84,13 @@ class Pairs:
 
     ids: tuple[str, ...] = tuple(str(index) for index in range(8))
     columns: frozenset[str] = frozenset({"image", "texts"})
+    notes: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def fingerprint(self, index: int) -> str:
+        return self.ids[index]
+
+    def classes(self) -> tuple[str, ...]:
+        return ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -510,3 +517,53 @@ def test_a_stage_without_a_model_is_a_problem(family):
     stage = Prune(goal={"macs": 0.5})
     assert stage.problems(family, family) == []
     assert "no model to prune" in stage.problems(None, None)[0][1]
+
+
+# --- recovery ------------------------------------------------------------------------------------------------------
+
+RECOVER = {"epochs": 2, "batch_size": 4, "precision": "fp32", "losses": [{"feature_mse": {}}]}
+
+
+def test_recovery_trains_the_pruned_model_towards_the_model_before_the_cut(family, folder, tmp_path):
+    cut = {"goal": {"macs": 0.7}, "importance": "magnitude"}
+    Prune.model_validate(cut).run(given(family, folder, tmp_path / "cut"))
+    facts = Prune.model_validate({**cut, "recover": RECOVER}).run(given(family, folder, tmp_path / "recovered"))
+    assert facts["ratio"] == pytest.approx(0.7, rel=0.02)
+    assert facts["recover"]
+    before, after = (family.load(tmp_path / name / "output") for name in ("cut", "recovered"))
+    assert [p.shape for p in before.parameters()] == [p.shape for p in after.parameters()]
+    assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+
+
+def test_recovery_that_was_killed_goes_on_from_the_cut(family, folder, tmp_path, monkeypatch):
+    stage = Prune.model_validate({"goal": {"macs": 0.7}, "importance": "magnitude", "recover": RECOVER})
+    with monkeypatch.context() as patch:
+        patch.setattr(type(stage.recover), "run", lambda self, given: (_ for _ in ()).throw(StageError("killed")))
+        with pytest.raises(StageError, match="killed"):
+            stage.run(given(family, folder, tmp_path))
+    monkeypatch.setattr(Prune, "_cut", lambda *_: pytest.fail("cut again"))
+    assert stage.run(given(family, folder, tmp_path))["macs"]
+
+
+def test_recover_has_the_fields_of_a_distill_stage_without_a_student(family):
+    stage = Prune.model_validate({"goal": {"macs": 0.5}, "recover": {"epochs": 3}})
+    dumped = component.dump(stage)
+    assert dumped["prune"]["recover"]["epochs"] == 3
+    assert "student" not in dumped["prune"]["recover"]
+    assert component.parse("stages", dumped) == stage
+    bare = Prune(goal={"macs": 0.5})
+    assert component.digest_json(stage.identity()) != component.digest_json(bare.identity())
+    assert "recover" in stage.environment() and "recover" not in bare.environment()
+    assert stage.problems(family, None) == []
+    for wrong, message in (
+        ({"student": {"from_teacher": {}}}, "leave `student` out"),
+        (5, "fields of a distill stage"),
+        ({"epoch": 3}, "recover.epoch"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            Prune.model_validate({"goal": {"macs": 0.5}, "recover": wrong})
+
+
+def test_problems_of_the_recovery_are_told_at_its_place(family):
+    stage = Prune.model_validate({"goal": {"macs": 0.5}, "recover": {"losses": [{"task": {}}]}})
+    assert stage.problems(family, None)[0][0][:2] == ("recover", "losses")
