@@ -63,11 +63,14 @@ def write_checkpoint(family: Family, folder: Path, seed: int) -> None:
 
 
 def _read(source: Path) -> Checkpoint:
-    if (source / "open_clip_config.json").is_file() and not (source / "config.json").is_file():
+    config = read_object(source / "config.json") if (source / "config.json").is_file() else {}
+    # Repositories of open_clip models may hold a config.json of timm's, which names no model_type.
+    if (source / "open_clip_config.json").is_file() and "model_type" not in config:
         from mmcompress.families._clip_open_clip import read_open_clip
 
         return read_open_clip(source)
-    config = read_object(source / "config.json")
+    if not config:
+        raise InputError(f"{source}: no config.json\n  expected one, or an open_clip_config.json")
     check_model_type(config, str(source / "config.json"), (*_MODEL_TYPES, *_CONVERTED))
     if config["model_type"] == "siglip2":
         from mmcompress.families._clip_siglip2 import read_siglip2

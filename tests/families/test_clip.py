@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -209,14 +211,27 @@ def test_the_processor_in_two_halves(checkpoint: Path) -> None:
         processor.compact({"audio": []})
 
 
-def test_a_package_answers_from_its_files_alone(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_package_answers_without_torch(checkpoint: Path, tmp_path: Path) -> None:
     family = Clip(path=checkpoint)
     names = family.package_files(checkpoint)
     assert names == ["config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"]
     for name in names:
         (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
-    ids = family.processor(tmp_path).encode({"text": ["red star"]})["input_ids"]
-    np.testing.assert_array_equal(ids, family.processor(checkpoint).encode({"text": ["red star"]})["input_ids"])
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(("torch", "transformers", "safetensors", "huggingface_hub")))
+import numpy as np
+from pathlib import Path
+from mmcompress.families.clip import Clip
+family = Clip(path=Path(sys.argv[1]))
+feeds = family.processor(Path(sys.argv[1])).encode({"text": ["red star"], "image": [np.zeros((3, 4, 3), np.uint8)]})
+answer = family.answer(lambda graph, given: {"text_embeds": given["input_ids"]}, "embed_text", feeds)
+print(answer.astype(int).tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    ids = family.processor(checkpoint).encode({"text": ["red star"]})["input_ids"]
+    assert json.loads(done.stdout) == ids.tolist()
 
 
 # --- pruning -------------------------------------------------------------------------------------------------------

@@ -147,6 +147,7 @@ def write_open_clip(folder: Path, config: dict[str, Any], preprocess: dict[str, 
 def test_open_clip_embeddings_are_equal(changes: dict[str, Any], tmp_path: Path) -> None:
     config = open_clip_config(**changes)
     reference = write_open_clip(tmp_path / "source", config)
+    (tmp_path / "source" / "config.json").write_text('{"architecture": "a name of timm"}')
     family = Clip(path=tmp_path / "source")
     family.write(tmp_path / "model", 0)
     model = family.load(tmp_path / "model")
