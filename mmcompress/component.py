@@ -69,13 +69,16 @@ class Component(BaseModel):
     def identity(self) -> JSON:
         """What an artifact's key takes from this component: its fields with files and folders by digest.
 
-        A component that reads more than its path fields name (pictures beside a table) overrides this.
+        A component of others takes the digest of its file too: it raises no revision that we know of. A component that reads more than its path fields name (pictures beside a table) overrides this.
         """
-        return {
+        found: dict[str, JSON] = {
             "component": f"{self.kind}/{self.component_name()}",
             "revision": self.revision_of_code,
             "fields": {name: _identity(getattr(self, name)) for name in type(self).model_fields},
         }
+        if not type(self).__module__.startswith("mmcompress."):
+            found["source"] = digest_path(Path(inspect.getfile(type(self))))
+        return found
 
 
 def _identity(value: Any) -> JSON:
@@ -89,6 +92,8 @@ def _identity(value: Any) -> JSON:
         return {str(key): _identity(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_identity(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((_identity(item) for item in value), key=digest_json)
     return value
 
 
@@ -167,7 +172,12 @@ def _sources(kind: str) -> dict[str, str | Path]:
     for file in sorted((Path(__file__).parent / kind).glob("[!_]*.py")):
         add(file.stem, f"mmcompress.{kind}.{file.stem}")
     for entry in entry_points(group=f"mmcompress.{kind}"):
-        add(entry.name, entry.value.partition(":")[0])
+        module = entry.value.partition(":")[0]
+        if module.rpartition(".")[2] != entry.name:
+            raise UsageError(
+                f"the entry point {entry.name!r} of mmcompress.{kind} names {module}; expected its file's name"
+            )
+        add(entry.name, module)
     for folder in SEARCH.folders:
         for file in sorted((folder / kind).glob("[!_]*.py")):
             add(file.stem, file)
@@ -200,7 +210,11 @@ def _load_file(kind: str, name: str, file: Path) -> ModuleType:
         raise UsageError(f"{file}: cannot be imported as a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, NameError, TypeError) as error:
+        del sys.modules[module_name]
+        raise UsageError(f"{file}: cannot be imported: {type(error).__name__}: {error}") from error
     return module
 
 
@@ -273,8 +287,18 @@ class Slot:
         )
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, JSON]:
-        """A reference into the schema's ``$defs``, which :func:`mmcompress.recipe.json_schema` fills."""
-        return {"$ref": f"#/$defs/{self.kind}"}
+        """A mark that :func:`link` turns into a reference: pydantic refuses references to what it did not define."""
+        return {"$comment": f"#/$defs/{self.kind}"}
+
+
+def link(schema: JSON) -> JSON:
+    """A schema with the marks ``$comment: "#/$defs/..."`` as references, which :func:`mmcompress.recipe.json_schema` fills."""
+    if isinstance(schema, dict):
+        mark = schema.get("$comment")
+        if isinstance(mark, str) and mark.startswith("#/$defs/"):
+            return {**{key: link(item) for key, item in schema.items() if key != "$comment"}, "$ref": mark}
+        return {key: link(item) for key, item in schema.items()}
+    return [link(item) for item in schema] if isinstance(schema, list) else schema
 
 
 def _resolve(value: Any, info: ValidationInfo) -> Any:

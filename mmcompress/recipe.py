@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from pydantic_core import ErrorDetails
 
 from mmcompress import _yaml
-from mmcompress.component import JSON, KINDS, RecipePath, Slot, below, every, find, nearest, parse
+from mmcompress.component import JSON, KINDS, RecipePath, Slot, below, every, find, link, nearest, parse
 from mmcompress.data import AnyDataset, Dataset
 from mmcompress.errors import RecipeError
 from mmcompress.families import Family
@@ -244,7 +244,7 @@ def json_schema() -> JSON:
             one = {"type": "object", "properties": {name: reference}, "required": [name], "additionalProperties": False}
             choices += [{"const": name}, one]
         definitions[kind] = {"anyOf": choices}
-    return schema
+    return link(schema)
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -10,19 +10,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from filelock import FileLock
 
 from mmcompress.component import JSON, digest_json, digest_path
-from mmcompress.errors import InputError, StageError
+from mmcompress.errors import InputError, MmcompressError, StageError
 
 MANIFEST = "artifact.json"
 FORMAT = 1
@@ -84,40 +86,39 @@ class Store:
         manifest = folder / MANIFEST
         if not manifest.is_file():
             return None
-        return Artifact(step.key, folder, json.loads(manifest.read_text(encoding="utf-8")), built=False)
+        return Artifact(step.key, folder, read_json(manifest), built=False)
 
     def get(self, step: Step) -> Artifact:
         """Find the artifact, or build it; another process that builds the same one is waited for.
 
         Raises:
-            StageError: the disk is full; the work folder is kept, so that the next run goes on from it.
+            StageError: disk or memory ran out; the work folder is kept, so that the next run goes on from it.
+            InputError: the store cannot be written.
         """
         found = self.find(step)
         if found is not None:
             return found
         locks = self.root / "locks"
-        try:
-            locks.mkdir(parents=True, exist_ok=True)
+        with _Exhaustion(step.name, self.root):
+            try:
+                locks.mkdir(parents=True, exist_ok=True)
+            except (PermissionError, NotADirectoryError, FileExistsError) as error:
+                raise InputError(
+                    f"{self.root}: the store cannot be written ({error.strerror})\n"
+                    "  Name another folder with --store or MMCOMPRESS_STORE."
+                ) from error
             with FileLock(locks / f"{step.key}.lock"):
                 return self.find(step) or self._build(step)
-        except OSError as error:
-            if error.errno in _NO_SPACE:
-                raise StageError(
-                    f"{step.name}: no space left on the disk of {self.root}\n"
-                    "  Nothing finished was lost. Free space (`mmcompress gc`) and run the same command again."
-                ) from error
-            raise
 
     def _build(self, step: Step) -> Artifact:
         work = self.root / "work" / step.key
         output = work / "output"
         shutil.rmtree(output, ignore_errors=True)
         output.mkdir(parents=True)
-        started = time.time()
+        started = time.monotonic()
         facts = step.build(output, work)
         if (output / MANIFEST).exists():
             raise RuntimeError(f"{step.name} wrote a {MANIFEST}, which is the store's")
-        files = {p.relative_to(output).as_posix(): p for p in sorted(output.rglob("*")) if p.is_file()}
         manifest = {
             "format": FORMAT,
             "kind": step.kind,
@@ -125,30 +126,75 @@ class Store:
             "key": step.key,
             "identity": step.identity,
             "facts": dict(facts),
-            "seconds": round(time.time() - started, 3),
+            "seconds": round(time.monotonic() - started, 3),
             "files": {
-                name: {"sha256": digest_path(path), "bytes": path.stat().st_size} for name, path in files.items()
+                path.relative_to(output).as_posix(): {"sha256": digest_path(path), "bytes": path.stat().st_size}
+                for path in sorted(output.rglob("*"))
+                if path.is_file()
             },
         }
         write_json(output / MANIFEST, manifest)
         final = self.folder(step)
         final.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(final, ignore_errors=True)  # a folder that lost its manifest is no artifact
         os.replace(output, final)
         shutil.rmtree(work, ignore_errors=True)
         return Artifact(step.key, final, manifest, built=True)
 
     def verify(self) -> list[str]:
-        """Hash every artifact again; gives what does not match its manifest."""
-        wrong = []
-        for manifest in sorted(self.root.glob(f"artifacts/*/*/{MANIFEST}")):
-            for name, entry in json.loads(manifest.read_text(encoding="utf-8"))["files"].items():
-                if digest_path(manifest.parent / name) != entry["sha256"]:
-                    wrong.append(str(manifest.parent / name))
-        return wrong
+        """Hash every artifact again; gives the paths of what does not match its manifest, is missing or was added."""
+        return [str(path) for folder in sorted(self.root.glob("artifacts/*/*")) for path in _wrong(folder)]
 
 
-_NO_SPACE = {28, 122}
-"""ENOSPC and EDQUOT."""
+def _wrong(folder: Path) -> Iterator[Path]:
+    manifest = read_json(folder / MANIFEST)
+    key = digest_json({"kind": manifest["kind"], "identity": manifest["identity"], "format": manifest["format"]})
+    if key != folder.name:
+        yield folder / MANIFEST
+    files: Mapping[str, Any] = manifest["files"]
+    for name, entry in files.items():
+        if digest_path(folder / name) != entry["sha256"]:
+            yield folder / name
+    there = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    yield from (path for name, path in there.items() if name not in files and name != MANIFEST)
+
+
+class _Exhaustion:
+    """Tells the user when it was the disk or the memory that ended a build, however the library beneath put it."""
+
+    def __init__(self, name: str, root: Path) -> None:
+        self.name = name
+        self.root = root
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, MmcompressError) or not isinstance(error, Exception):
+            return
+        if _is_disk_full(error):
+            raise StageError(
+                f"{self.name}: no space left on the disk of {self.root}\n"
+                "  Nothing finished was lost. Free space (`mmcompress gc`) and run the same command again."
+            ) from error
+        if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
+            raise StageError(
+                f"{self.name}: out of memory\n"
+                "  Nothing finished was lost. Lower the stage's batch_size or close other programs, and run again."
+            ) from error
+
+
+def _is_disk_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return any(text in str(error) for text in _DISK_FULL)
+
+
+_DISK_FULL = ("No space left on device", "StorageFull", "Disk quota exceeded", "PytorchStreamWriter failed")
+"""What libraries that write files by themselves (safetensors, ONNX Runtime, torch) say instead of an OSError."""
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "std::bad_alloc", "Failed to allocate memory")
 
 
 def write_json(path: Path, value: JSON) -> None:
