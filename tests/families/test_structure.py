@@ -276,3 +276,27 @@ def test_a_pruned_checkpoint_is_rebuilt_and_a_tampered_one_is_refused(tmp_path, 
     file.write_text(json.dumps(structure))
     with pytest.raises(InputError, match=name.replace(".", r"\.")):
         family.load(tmp_path / "pruned")
+
+
+def test_uniformly_narrower_feed_forward_layers_open_with_from_pretrained(tmp_path):
+    from transformers import CLIPModel
+
+    source = write_checkpoint(tmp_path / "source", clip_config())
+    family = Clip(path=source)
+    model = family.load(source)
+
+    def alike(blocks):
+        return {block.name: [float(group) for group in range(block.groups)] for block in blocks}
+
+    budget = Budget("macs", 0.8)
+    prune_model(family, model, budget, alike, relative=True, parts=("feed_forward",), ranking="local", round_to=2)
+    family.save(model, source, tmp_path / "pruned")
+    assert not (tmp_path / "pruned" / STRUCTURE).exists()
+    opened = CLIPModel.from_pretrained(tmp_path / "pruned").eval()
+    assert (
+        opened.config.vision_config.intermediate_size == model.vision_model.encoder.layers[0].mlp.fc1.out_features < 48
+    )
+    for ours, theirs in zip(family.graphs(model), family.graphs(opened), strict=True):
+        with torch.no_grad():
+            got, expected = ours.module(**ours.inputs), theirs.module(**theirs.inputs)
+        assert all(torch.equal(got[name], expected[name]) for name in got)
