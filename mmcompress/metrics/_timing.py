@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import shutil
@@ -25,6 +26,7 @@ from mmcompress.metrics import Subject
 PAUSE_SECONDS = 0.02
 """Between sides: threads of runtimes spin for a while after a call."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+FEWEST_PROCESSES = 3
 FEWEST_CALLS, MOST_CALLS = 3, 500
 
 
@@ -57,6 +59,8 @@ class Plan:
     """Each round visits all sides there and back (A B B A), in a new order."""
     block_seconds: float
     seed: int
+    limit_seconds: float = math.inf
+    """No further processes start after this time, once three have run."""
 
 
 class CannotRun(Exception):
@@ -171,7 +175,10 @@ def time_sides(
     blocks: list[Block] = []
     absent: dict[str, str] = {}
     calls: dict[tuple[str, Job], int] = {}
+    started = time.monotonic()
     for process in range(plan.processes):
+        if process >= FEWEST_PROCESSES and time.monotonic() - started > plan.limit_seconds:
+            break
         progress("timing in fresh processes", process, plan.processes)
         with ExitStack() as stack:
             sides = [item for item in subjects if item.name not in absent]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +50,8 @@ class Latency(Metric):
     """Timed seconds per side, over all processes, requests and batch sizes; slow models take longer."""
     block_seconds: float = Field(0.15, gt=0)
     """Length of a block of consecutive calls."""
+    limit_seconds: float = Field(120.0, ge=0)
+    """After this time no further processes start, once three have run; the rows say so, and their intervals are wider."""
 
     def gives(self) -> frozenset[str]:
         """Percentiles, speed-ups, and throughput for batches."""
@@ -69,7 +72,7 @@ class Latency(Metric):
         jobs = [Job(request, batch) for request in asked for batch in self.batch]
         needed = sorted({name for request in asked for name in inputs_of[request]})
         per_process = self.seconds / (self.processes * len(jobs) * self.block_seconds * 1.25)
-        plan = Plan(self.processes, max(1, round(per_process / 2)), self.block_seconds, bench.seed)
+        plan = Plan(self.processes, max(1, round(per_process / 2)), self.block_seconds, bench.seed, self.limit_seconds)
         with tempfile.TemporaryDirectory(prefix="mmcompress-timing-") as folder:
             write_inputs(raw_inputs(sides, bench, needed), Path(folder))
             requests = {name: inputs_of[name] for name in asked}
@@ -80,6 +83,10 @@ class Latency(Metric):
             for scope in SCOPES
             for row in _rows(sides, [b for b in blocks if b.job == job], absent, job, scope, bench)
         ]
+        done = len({block.process for block in blocks})
+        if blocks and done < self.processes:
+            note = f"{done} of {self.processes} processes: the limit of {self.limit_seconds:g} s was reached"
+            rows = [replace(row, reason=row.reason or note) for row in rows]
         return Measured(rows, {f"latency/{side.name}": _samples(blocks, side.name) for side in sides})
 
 

@@ -147,6 +147,15 @@ def test_one_process_gives_no_interval(make_package: Callable[..., Subject]) -> 
     assert p50.value > 0 and p50.ci95 is None and p50.status == "too_few_samples"
 
 
+def test_a_slow_machine_gets_fewer_processes_and_is_told(make_package: Callable[..., Subject]) -> None:
+    metric = Latency(processes=5, seconds=0.05, block_seconds=0.001, limit_seconds=0)
+    measured = metric.measure([make_package("one", 40)], Bench(None, 1, 0, None))
+    assert {record["process"] for record in measured.samples["latency/one"]} == {0, 1, 2}
+    row = _row(measured.rows, "one", "latency_ms_p50")
+    assert row.reason == "3 of 5 processes: the limit of 0 s was reached"
+    assert row.ci95 is not None
+
+
 def test_a_package_that_does_not_open_is_not_runnable_here(make_package: Callable[..., Subject]) -> None:
     good, broken = make_package("good", 10), make_package("broken", 10)
     (broken.folder / "net.onnx").write_bytes(b"no graph")
