@@ -72,7 +72,7 @@ def check_export(graph: Graph, path: Path) -> float:
 
     from mmcompress.runtimes.onnxruntime import OnnxRuntime
 
-    session = OnnxRuntime().open(path.parent, [graph.name], threads=None)
+    session = OnnxRuntime().open(path.parent, [graph.name], threads=1)
     worst = 0.0
     for batch, distinct in sample_batches(graph, CHECKED_BATCHES):
         with torch.inference_mode():

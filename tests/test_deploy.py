@@ -11,13 +11,13 @@ import torch
 from onnx import numpy_helper
 
 from mmcompress import deploy
-from mmcompress._export import constant_shape
+from mmcompress._export import constant_shape, export_graph
 from mmcompress._probe import cosines, raw_values
 from mmcompress.component import digest_path
 from mmcompress.errors import StageError
 from mmcompress.families import Graph
 from mmcompress.package import ask, load_package
-from mmcompress.runtimes._quantize import quantize_rows
+from mmcompress.runtimes._quantize import quantize_rows, weighted_nodes
 from mmcompress.runtimes.onnxruntime import OnnxRuntime
 from mmcompress.runtimes.torch import open_model
 
@@ -76,8 +76,6 @@ def test_a_check_on_equal_examples_is_refused():
 
 
 def test_an_axis_that_becomes_fixed_is_refused(tmp_path):
-    from mmcompress._export import export_graph
-
     class Fixed(torch.nn.Module):
         def forward(self, x):
             return {"y": x.reshape(2, -1) * 2.0}
@@ -85,6 +83,22 @@ def test_an_axis_that_becomes_fixed_is_refused(tmp_path):
     graph = Graph("fixed", Fixed(), {"x": torch.randn(2, 4)}, {"x": {0: "batch"}}, ("y",))
     with pytest.raises(StageError, match="graph fixed"):
         export_graph(graph, tmp_path / "fixed.onnx")
+
+
+def test_a_weight_that_is_cut_at_run_time_is_folded(tmp_path):
+    class Packed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.packed = torch.nn.Parameter(torch.randn(192, 128))
+
+        def forward(self, x):
+            query, key, value = self.packed.split(64)
+            return {"y": (x @ query.T) * (x @ key.T) + x @ value.T}
+
+    graph = Graph("packed", Packed(), {"x": torch.randn(3, 5, 128)}, {"x": {0: "batch", 1: "sequence"}}, ("y",))
+    export_graph(graph, tmp_path / "packed.onnx")
+    assert deploy.check_export(graph, tmp_path / "packed.onnx") < 1e-5
+    assert len(weighted_nodes(onnx.load(tmp_path / "packed.onnx"))) == 3
 
 
 @pytest.mark.parametrize(
