@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from pydantic import ValidationError
 
 from mmcompress import component
 from mmcompress.data import Example
@@ -20,15 +18,14 @@ from mmcompress.errors import InputError, StageError
 from mmcompress.families import Prunable
 from mmcompress.families.clip import Clip
 from mmcompress.stages import Model, StageInput
-from mmcompress.stages._importance import magnitude, taylor, uniform
-from mmcompress.stages._pruning import Block, Chunk, Dependencies, choose, chunks_of
+from mmcompress.stages._importance import uniform
+from mmcompress.stages._pruning import Dependencies
 from mmcompress.stages.prune import Budget, Prune, prune_model
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.unit
+from small_clip import WORDS, write_small_clip  # noqa: E402
 
-WORDS = ("red", "green", "blue", "circle", "square", "star", "above", "below")
-SHAPE = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+pytestmark = pytest.mark.unit
 
 
 @pytest.fixture(autouse=True)
@@ -41,36 +38,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A model folder of a small CLIP whose weights are large enough to show in its outputs."""
-    from transformers import CLIPConfig, CLIPModel
-
-    from mmcompress.families._checkpoints import write_weights
-    from mmcompress.families._texts import write_word_level_tokenizer
-
-    folder = tmp_path_factory.mktemp("model")
-    vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 8}
-    text = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 6}
-    ids = {"vocab_size": 16, "max_position_embeddings": 12, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    config = {
-        "model_type": "clip",
-        "projection_dim": 20,
-        "vision_config": {**SHAPE, **vision, "image_size": 16, "patch_size": 8},
-        "text_config": {**SHAPE, **text, **ids},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    settings = {"size": {"height": 16, "width": 16}, "do_center_crop": False, "resample": 3}
-    statistics = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps({"image_processor_type": "CLIPImageProcessor", **settings, **statistics})
-    )
-    write_word_level_tokenizer(WORDS, 12, folder)
-    torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig.from_dict(config))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    write_weights(model.state_dict(), folder)
-    return folder
+    return write_small_clip(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -283,83 +251,6 @@ def test_a_block_that_no_graph_runs_through_is_named(family, folder):
         Dependencies(model, family.graphs(model)[:1], texts)
 
 
-# --- choosing ------------------------------------------------------------------------------------------------------
-
-
-def block(name: str, groups: int, heads: int | None = None) -> Block:
-    return Block(Prunable(name, "tower", "root", heads), 0, ("root",), ("next",), groups * (4 if heads else 1), groups)
-
-
-def test_chunks_go_by_importance_and_round_the_width():
-    chunks = chunks_of(block("b", 11), [float(value) for value in (5, 1, 9, 2, 8, 3, 7, 4, 6, 10, 0)], 2.0, 4)
-    assert [chunk.groups for chunk in chunks] == [(10, 1, 3), (5, 7, 0, 8)]
-    assert [chunk.cost for chunk in chunks] == [6.0, 8.0]
-    assert [chunk.density for chunk in chunks] == [0.5, 18 / 8]
-    assert chunks_of(block("b", 4), [1.0] * 4, 1.0, 4) == chunks_of(block("b", 3), [1.0] * 3, 1.0, 4) == []
-    assert len(chunks_of(block("b", 8), [1.0] * 8, 1.0, 4)) == 1
-    assert [chunk.groups for chunk in chunks_of(block("h", 3, heads=3), [3.0, 1.0, 2.0], 1.0, 4)] == [(1,), (2,)]
-
-
-def test_choose_removes_the_least_dense_first_and_stops_at_the_nearest():
-    chunks = {
-        "a": [Chunk("a", (0,), 10.0, 1.0), Chunk("a", (1,), 10.0, 5.0)],
-        "b": [Chunk("b", (0,), 4.0, 2.0), Chunk("b", (1,), 4.0, 3.0)],
-    }
-    assert choose(chunks, 100.0, 90.0, "global") == {"a": 1, "b": 0}
-    assert choose(chunks, 100.0, 82.0, "global") == {"a": 1, "b": 2}
-    assert choose(chunks, 100.0, 86.0, "local") == {"a": 1, "b": 1}
-    with pytest.raises(StageError, match=r"0\.720 is left"):
-        choose(chunks, 100.0, 60.0, "global")
-
-
-# --- importance ----------------------------------------------------------------------------------------------------
-
-
-class Two(torch.nn.Module):
-    """y = w . (first(x)), two units."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = torch.nn.Linear(1, 2, bias=False)
-        self.second = torch.nn.Linear(2, 1, bias=False)
-        with torch.no_grad():
-            self.first.weight.copy_(torch.tensor([[1.0], [2.0]]))
-            self.second.weight.copy_(torch.tensor([[3.0, -1.0]]))
-
-    def forward(self, x):
-        return self.second(self.first(x))
-
-
-UNITS = Block(Prunable("units", "tower", "first", None), 0, ("first",), ("second",), 2, 2)
-
-
-def test_taylor_by_hand():
-    # L = y^2 / 2 and y = 3 x - 2 x = x; masking unit 1 or 2 changes y by -3 x or +2 x, so L by y dy = -3 x^2 or +2 x^2.
-    model = Two()
-    batches = [torch.tensor([[1.0]]), torch.tensor([[2.0]])]
-    scores = taylor([UNITS], model, (model(x).square().sum() / 2 for x in batches))
-    assert scores == {"units": [pytest.approx(3 * (1 + 4) / 2), pytest.approx(2 * (1 + 4) / 2)]}
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_taylor_of_a_head_adds_its_channels_with_their_signs():
-    model = Two()
-    head = dataclasses.replace(UNITS, prunable=Prunable("units", "tower", "first", 1), groups=1)
-    assert taylor([head], model, [model(torch.tensor([[1.0]])).square().sum() / 2]) == {"units": [pytest.approx(1.0)]}
-    with pytest.raises(ValueError, match="no batch"):
-        taylor([head], model, [])
-
-
-def test_magnitude_by_hand():
-    first, second = (1 + 9) ** 0.5, (4 + 1) ** 0.5
-    mean = (first + second) / 2
-    assert magnitude(Two(), [UNITS]) == {"units": [pytest.approx(first / mean), pytest.approx(second / mean)]}
-
-
-def test_random_is_the_same_for_a_seed():
-    assert uniform([UNITS], 3) == uniform([UNITS], 3) != uniform([UNITS], 4)
-
-
 def test_taylor_finds_the_unit_that_does_nothing(family, folder, tmp_path):
     model = family.load(folder)
     dead = [3, 40, 77]
@@ -467,58 +358,6 @@ def test_tied_layers_stay_tied_or_are_refused(family, folder):
         prune_model(family, tied(), Budget("macs", 0.7), groups, relative=True)
 
 
-# --- the recipe ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"goal": {"macs": 0.0}},
-        {"goal": {"macs": 1.0}},
-        {"goal": {"macs": 1.5}},
-        {"goal": {"parameters": -1}},
-        {"goal": {}},
-        {"goal": {"macs": 0.5, "parameters": 0.5}},
-        {"goal": {"latency": 0.5}},
-        {"goal": {"macs": 0.5}, "towers": {"text": 0}},
-        {"goal": {"macs": 0.5}, "towers": {"text": 1.1}},
-        {"goal": {"macs": 0.5}, "parts": []},
-        {"goal": {"macs": 0.5}, "importance": "guess"},
-        {"goal": {"macs": 0.5}, "ranking": "none"},
-        {"goal": {"macs": 0.5}, "round_to": 0},
-    ],
-)
-def test_fields_out_of_range_are_refused(fields):
-    with pytest.raises(ValidationError):
-        Prune.model_validate(fields)
-
-
-def test_dump_and_load_are_equal_and_every_field_is_in_the_key():
-    stage = Prune(goal={"macs": 0.5}, towers={"text": 1.0}, ranking="local")
-    assert component.parse("stages", component.dump(stage)) == stage
-    other = {
-        "goal": {"parameters": 0.5},
-        "towers": {"text": 0.9},
-        "parts": ["heads"],
-        "importance": "random",
-        "samples": 8,
-        "batch_size": 2,
-        "ranking": "global",
-        "round_to": 1,
-    }
-    keys = {component.digest_json(stage.identity())}
-    for name, value in other.items():
-        keys.add(component.digest_json(Prune.model_validate({**stage.model_dump(), name: value}).identity()))
-    assert len(keys) == 1 + len(other)
-
-
-def test_a_stage_without_a_model_is_a_problem(family):
-    stage = Prune(goal={"macs": 0.5})
-    assert stage.problems(family, family) == []
-    assert "no model to prune" in stage.problems(None, None)[0][1]
-
-
 # --- recovery ------------------------------------------------------------------------------------------------------
 
 RECOVER = {"epochs": 2, "batch_size": 4, "precision": "fp32", "losses": [{"feature_mse": {}}]}
@@ -543,27 +382,3 @@ def test_recovery_that_was_killed_goes_on_from_the_cut(family, folder, tmp_path,
             stage.run(given(family, folder, tmp_path))
     monkeypatch.setattr(Prune, "_cut", lambda *_: pytest.fail("cut again"))
     assert stage.run(given(family, folder, tmp_path))["macs"]
-
-
-def test_recover_has_the_fields_of_a_distill_stage_without_a_student(family):
-    stage = Prune.model_validate({"goal": {"macs": 0.5}, "recover": {"epochs": 3}})
-    dumped = component.dump(stage)
-    assert dumped["prune"]["recover"]["epochs"] == 3
-    assert "student" not in dumped["prune"]["recover"]
-    assert component.parse("stages", dumped) == stage
-    bare = Prune(goal={"macs": 0.5})
-    assert component.digest_json(stage.identity()) != component.digest_json(bare.identity())
-    assert "recover" in stage.environment() and "recover" not in bare.environment()
-    assert stage.problems(family, None) == []
-    for wrong, message in (
-        ({"student": {"from_teacher": {}}}, "leave `student` out"),
-        (5, "fields of a distill stage"),
-        ({"epoch": 3}, "recover.epoch"),
-    ):
-        with pytest.raises(ValidationError, match=message):
-            Prune.model_validate({"goal": {"macs": 0.5}, "recover": wrong})
-
-
-def test_problems_of_the_recovery_are_told_at_its_place(family):
-    stage = Prune.model_validate({"goal": {"macs": 0.5}, "recover": {"losses": [{"task": {}}]}})
-    assert stage.problems(family, None)[0][0][:2] == ("recover", "losses")
