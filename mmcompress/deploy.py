@@ -238,8 +238,7 @@ def compile(
     if runs_here:
         _write_expected(family, output, runtime, names)
     engines = {name: output / file for name, file in compiled["files"].items()}
-    manifest = {
-        "format": PACKAGE_FORMAT,
+    about = {
         "family": family.component_name(),
         "family_fields": family_fields(family),
         "target": {**facts_of(runtime), "fields": runtime_fields(runtime)},
@@ -252,19 +251,24 @@ def compile(
         "preprocessing": describe_processor(family.processor(model)),
         "licences": licences(model),
         "provenance": dict(provenance),
-        "files": {
-            path.relative_to(output).as_posix(): {"sha256": digest_path(path), "bytes": path.stat().st_size}
-            for path in sorted(output.rglob("*"))
-            if path.is_file()
-        },
     }
-    write_json(output / MANIFEST, manifest)
+    seal(output, about)
     facts = {**compiled, "size_bytes": sum(_size(path) for path in engines.values()), "probe": None}
     if runs_here:
         with load_package(output) as package:
             checks = package.check_probe()
         facts["probe"] = {request: dataclasses.asdict(check) for request, check in checks.items()}
     return facts
+
+
+def seal(package: Path, about: Mapping[str, JSON]) -> None:
+    """Write the manifest: what is told about the package, and the digest of every file in it."""
+    files = {
+        path.relative_to(package).as_posix(): {"sha256": digest_path(path), "bytes": path.stat().st_size}
+        for path in sorted(package.rglob("*"))
+        if path.is_file()
+    }
+    write_json(package / MANIFEST, {"format": PACKAGE_FORMAT, **about, "files": files})
 
 
 def _write_expected(family: Family, package: Path, runtime: Runtime, graphs: Sequence[str]) -> None:
