@@ -57,6 +57,9 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing mmcompress with torch and onnxruntime into $(VENV) ($(if $(GPU),an NVIDIA GPU is here,no NVIDIA GPU is here)); this takes a minute or two"
 	@$(INSTALL) --editable '.[compress,cpu]'
+	@if [ -z "$(GPU)" ] && ls -d $(VENV)/lib/python*/site-packages/nvidia >/dev/null 2>&1; then \
+	  echo "this torch brought CUDA, and no NVIDIA GPU is here; TORCH_INDEX names an index with CPU wheels (CONTRIBUTING.md)"; \
+	fi
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
