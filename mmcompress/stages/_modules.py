@@ -88,9 +88,10 @@ def _single(value: Any) -> Any:
 def term_names(losses: Sequence[Loss]) -> list[str]:
     """A name per loss: that of its file, numbered where it comes twice."""
     names: list[str] = []
-    for loss in losses:
-        name = loss.component_name()
-        names.append(name if name not in names else f"{name}_{len(names)}")
+    plain = [loss.component_name() for loss in losses]
+    for index, name in enumerate(plain):
+        before = plain[:index].count(name)
+        names.append(f"{name}_{before + 1}" if before else name)
     return names
 
 
@@ -153,12 +154,14 @@ class _Conductor(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.saved = self.began = time.monotonic()
-        self.first = state.global_step
+        self.first = self.saved_step = state.global_step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         step, now = state.global_step, time.monotonic()
         control.should_evaluate = step in self.course.evaluate_at
-        control.should_save = step in self.course.save_at or now - self.saved >= self.course.save_every_seconds
+        # Trainer drops a save at an evaluation that is not the best yet: what is owed is saved at the next step.
+        owed = any(self.saved_step < due <= step for due in self.course.save_at)
+        control.should_save = owed or now - self.saved >= self.course.save_every_seconds
         if now - self.told >= 1 or step == self.course.steps:
             self.told = now
             rate = (step - self.first) * args.train_batch_size * args.gradient_accumulation_steps / (now - self.began)
@@ -170,11 +173,14 @@ class _Conductor(TrainerCallback):
             control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.saved = time.monotonic()
+        self.saved, self.saved_step = time.monotonic(), state.global_step
 
 
 class StageTrainer(Trainer):
     """Trainer over batches that are made whole, with checkpoints that are complete or not there."""
+
+    objective: Objective
+    folder: Path
 
     def __init__(
         self,
@@ -201,15 +207,7 @@ class StageTrainer(Trainer):
         if checkpoint is not None:
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
             self.offset = state.global_step * self.args.gradient_accumulation_steps
-            if self.course.worn_out(state.log_history):
-                self.state = state
-                self._load_from_checkpoint(str(checkpoint))
-                self._load_best_if_any()
-                return
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        self._load_best_if_any()
-
-    def _load_best_if_any(self) -> None:
         if self.state.best_model_checkpoint is not None:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
 
