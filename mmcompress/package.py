@@ -262,8 +262,7 @@ def load_package(path: Path | str, *, threads: int | None = None, verify: bool =
     target = manifest["target"]
     runtime = cast("Runtime", component.parse("runtimes", {target["runtime"]: target["fields"]}))
     check_machine(folder, manifest, runtime)
-    family_class = component.find("families", manifest["family"])
-    family = cast("Family", family_class.model_validate({**manifest["family_fields"], "path": folder}))
+    family = family_of(folder, manifest)
     session = runtime.open(folder, list(manifest["graphs"]), threads)
     return Package(folder, manifest, family, runtime, session)
 
@@ -291,6 +290,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if missing:
         raise InputError(f"{path}: broken: {', '.join(missing)} missing\n  Copy the package again, or build it again.")
     return cast("dict[str, Any]", manifest)
+
+
+def family_of(folder: Path, manifest: Mapping[str, Any]) -> Family:
+    """The family of a package, from its manifest."""
+    family_class = component.find("families", manifest["family"])
+    return cast("Family", family_class.model_validate({**manifest["family_fields"], "path": folder}))
 
 
 def check_digests(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -12,19 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mmcompress import deploy
 from mmcompress.component import JSON, library_versions
-from mmcompress.data import Dataset, Examples
-from mmcompress.data._splits import check_disjoint, hold_out, subset
+from mmcompress.data import Examples
+from mmcompress.data._splits import subset
 from mmcompress.errors import StageError
 from mmcompress.families import Family
 from mmcompress.metrics import Role, Subject
-from mmcompress.recipe import FromRecipe, FromTrain, Recipe, load_recipe
+from mmcompress.recipe import FromRecipe, Recipe, load_recipe
 from mmcompress.runtimes import Precision, Runtime
+from mmcompress.splits import Splits
 from mmcompress.stages import Model, Stage, StageInput
 from mmcompress.store import Artifact, Step, Store
 
@@ -35,63 +35,6 @@ PROBES = 64
 
 def silent(step: str, message: str, done: int, total: int) -> None:
     """Listens to nothing."""
-
-
-class Splits:
-    """The data of a recipe, read when it is first needed and checked to be disjoint."""
-
-    def __init__(self, recipe: Recipe, limit: int | None = None) -> None:
-        self.recipe = recipe
-        self.limit = limit
-
-    @cached_property
-    def _read(self) -> tuple[Examples, Examples | None, Examples | None]:
-        data = self.recipe.data
-        train = data.train.read()
-        validation: Examples | None = None
-        if isinstance(data.validation, FromTrain):
-            train, validation = hold_out(train, data.validation.from_train, self.recipe.seed)
-        elif isinstance(data.validation, Dataset):
-            validation = data.validation.read()
-        test = data.test.read() if data.test is not None else None
-        check_disjoint(train, validation, test)
-        if self.limit is not None:
-            train = subset(train, self.limit)
-            validation = subset(validation, self.limit) if validation is not None else None
-            test = subset(test, self.limit) if test is not None else None
-        return train, validation, test
-
-    @property
-    def train(self) -> Examples:
-        """The training split, without what validation holds out of it."""
-        return self._read[0]
-
-    @property
-    def validation(self) -> Examples | None:
-        """The split that choices are made on."""
-        return self._read[1]
-
-    @property
-    def test(self) -> Examples | None:
-        """The split that the report is made on."""
-        return self._read[2]
-
-    @cached_property
-    def train_identity(self) -> JSON:
-        """What a key takes from the training data."""
-        data = self.recipe.data
-        held = [data.validation.from_train, self.recipe.seed] if isinstance(data.validation, FromTrain) else None
-        return {"data": data.train.identity(), "held_out": held, "limit": self.limit}
-
-    @cached_property
-    def validation_identity(self) -> JSON:
-        """What a key takes from the validation data."""
-        data = self.recipe.data
-        return {
-            "data": data.validation.identity() if isinstance(data.validation, Dataset) else self.train_identity,
-            "given": data.validation is not None,
-            "limit": self.limit,
-        }
 
 
 @dataclass(frozen=True)

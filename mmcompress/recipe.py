@@ -147,10 +147,10 @@ def fields_at(location: Sequence[str | int]) -> list[str]:
     model: type[BaseModel] | None = Recipe
     kind: str | None = None
     for part in location:
+        if isinstance(part, int):
+            continue
         if kind is not None:
             model, kind = find(kind, str(part)), None
-        elif isinstance(part, int):
-            continue
         elif model is not None:
             by_alias = {info.alias or name: info for name, info in model.model_fields.items()}
             if str(part) not in by_alias:
@@ -224,8 +224,9 @@ def impossible(recipe: Recipe) -> list[tuple[tuple[str | int, ...], str]]:
             if missing:
                 message = f"needs {', '.join(sorted(missing))}, which {last.component_name()} does not answer"
                 problems.append((("measure", "metrics", index), message))
+    targets = [target.component_name() for target in recipe.targets]
     known = sorted({name for metric in recipe.measure.metrics for name in metric.gives()})
-    problems += [(("demand", name), message) for name, message in unknown_names(recipe.demand, known)]
+    problems += [(("demand", name), message) for name, message in unknown_names(recipe.demand, known, targets)]
     return problems
 
 

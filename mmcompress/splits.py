@@ -1,0 +1,67 @@
+"""The splits of a recipe's data: read when first needed, checked to be disjoint, named in keys."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from mmcompress.component import JSON
+from mmcompress.data import Dataset, Examples
+from mmcompress.data._splits import check_disjoint, hold_out, subset
+from mmcompress.recipe import FromTrain, Recipe
+
+
+class Splits:
+    """The data of a recipe, read when it is first needed and checked to be disjoint."""
+
+    def __init__(self, recipe: Recipe, limit: int | None = None) -> None:
+        self.recipe = recipe
+        self.limit = limit
+
+    @cached_property
+    def _read(self) -> tuple[Examples, Examples | None, Examples | None]:
+        data = self.recipe.data
+        train = data.train.read()
+        validation: Examples | None = None
+        if isinstance(data.validation, FromTrain):
+            train, validation = hold_out(train, data.validation.from_train, self.recipe.seed)
+        elif isinstance(data.validation, Dataset):
+            validation = data.validation.read()
+        test = data.test.read() if data.test is not None else None
+        check_disjoint(train, validation, test)
+        if self.limit is not None:
+            train = subset(train, self.limit)
+            validation = subset(validation, self.limit) if validation is not None else None
+            test = subset(test, self.limit) if test is not None else None
+        return train, validation, test
+
+    @property
+    def train(self) -> Examples:
+        """The training split, without what validation holds out of it."""
+        return self._read[0]
+
+    @property
+    def validation(self) -> Examples | None:
+        """The split that choices are made on."""
+        return self._read[1]
+
+    @property
+    def test(self) -> Examples | None:
+        """The split that the report is made on."""
+        return self._read[2]
+
+    @cached_property
+    def train_identity(self) -> JSON:
+        """What a key takes from the training data."""
+        data = self.recipe.data
+        held = [data.validation.from_train, self.recipe.seed] if isinstance(data.validation, FromTrain) else None
+        return {"data": data.train.identity(), "held_out": held, "limit": self.limit}
+
+    @cached_property
+    def validation_identity(self) -> JSON:
+        """What a key takes from the validation data."""
+        data = self.recipe.data
+        return {
+            "data": data.validation.identity() if isinstance(data.validation, Dataset) else self.train_identity,
+            "given": data.validation is not None,
+            "limit": self.limit,
+        }
