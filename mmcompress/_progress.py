@@ -20,7 +20,7 @@ class Progress:
         self.quiet = quiet
         self.console = Console(stderr=True)
         self.live: Live | None = None
-        self.step = ""
+        self.task = ("", 0)
         self.started = 0.0
         self.shown = 0.0
 
@@ -41,8 +41,9 @@ class Progress:
         if self.quiet:
             return
         now = time.monotonic()
-        if step != self.step:
-            self.step, self.started, self.shown = step, now, 0.0
+        if (step, total) != self.task:  # the parts of a step differ in how much there is to do
+            self.shown = self.shown if step == self.task[0] else 0.0
+            self.task, self.started = (step, total), now
         finished = total > 0 and done >= total
         line = f"{step}: {message}{'' if finished else self._estimate(done, total, now)}"
         if self.live is not None:

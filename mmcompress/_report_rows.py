@@ -13,6 +13,7 @@ USUAL: Mapping[str, Any] = {
     "direction": "mean",
     "gallery_of": "own",
     "split": "test",
+    "part": "total",
     "subset": None,
     "masked": None,
 }

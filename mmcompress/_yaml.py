@@ -116,26 +116,37 @@ def override(data: dict[str, Any], assignment: str) -> None:
         value = _from_command_line(_plain(yaml.safe_load(text)))
     except yaml.YAMLError as error:
         raise RecipeError([f"-s {assignment}: the value is not valid YAML: {error}"]) from None
-    *parents, last = path.split(".")
+    parts = path.split(".")
     here: Any = data
-    for part in parents:
-        here = _child(here, part, assignment)
+    while len(parts) > 1 and not (isinstance(here, dict) and path_of(parts) in here):
+        here, parts = _child(here, parts, assignment)
+    last = path_of(parts)
     if isinstance(here, list):
         here[_index(here, last, assignment)] = value
     elif isinstance(here, dict):
         here[last] = value
     else:
-        raise RecipeError([f"-s {assignment}: {'.'.join(parents)} is {here!r}, which has no {last!r}"])
+        raise RecipeError([f"-s {assignment}: {last!r} stands below {here!r}, which is neither mapping nor list"])
 
 
-def _child(here: Any, part: str, assignment: str) -> Any:
+def path_of(parts: Sequence[str]) -> str:
+    """Parts of a path as one key: names of metrics hold dots (``demand.retention.recall_at_1``)."""
+    return ".".join(parts)
+
+
+def _child(here: Any, parts: list[str], assignment: str) -> tuple[Any, list[str]]:
+    """The value below the longest key that is there, and what is left of the path."""
     if isinstance(here, list):
-        return here[_index(here, part, assignment)]
+        return here[_index(here, parts[0], assignment)], parts[1:]
     if not isinstance(here, dict):
-        raise RecipeError([f"-s {assignment}: {part!r} stands below a value that is neither mapping nor list"])
-    if isinstance(here.get(part), str):  # `- distill` is short for `- distill: {}`
-        here[part] = {here[part]: {}}
-    return here.setdefault(part, {})
+        raise RecipeError([f"-s {assignment}: {parts[0]!r} stands below a value that is neither mapping nor list"])
+    for length in range(len(parts) - 1, 0, -1):
+        key = path_of(parts[:length])
+        if key in here:
+            if isinstance(here[key], str):  # `- distill` is short for `- distill: {}`
+                here[key] = {here[key]: {}}
+            return here[key], parts[length:]
+    return here.setdefault(parts[0], {}), parts[1:]
 
 
 def _index(here: list[Any], part: str, assignment: str) -> int:

@@ -24,7 +24,7 @@ def benchmark_packages(
     Raises:
         InputError: a folder is no package.
     """
-    subjects = []
+    subjects: list[Subject] = []
     for index, folder in enumerate(packages):
         manifest = read_manifest(folder)
         family = family_of(folder, manifest)
@@ -52,7 +52,8 @@ def benchmark_recipe(recipe: Path, listen: Listen = silent, store: Path | None =
     read = load_recipe(recipe)
     planner = Planner(read, Store(store or default_store()), listen)
     plan = planner.plan()
-    missing = [made.step.name for made in (*plan.models, *plan.packages) if planner.store.find(made.step) is None]
+    steps = [made.step for made in plan.models] + [made.step for made in plan.packages]
+    missing = [step.name for step in steps if planner.store.find(step) is None]
     if missing:
         raise UsageError(f"not built yet: {', '.join(missing)}\n  Build first: mmcompress run {recipe}")
     built = build(planner)

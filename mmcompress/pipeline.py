@@ -138,10 +138,12 @@ class Planner:
         made: list[ModelStep] = []
         previous = start
         teacher = start
-        for index, stage in enumerate(stages):
-            previous = self._stage(stage, previous, teacher, role, f"{where}.{index} {stage.component_name()}")
+        kinds = [stage.component_name() for stage in stages]
+        for index, (stage, kind) in enumerate(zip(stages, kinds, strict=True)):
+            previous = self._stage(stage, previous, teacher, role, f"{where}.{index} {kind}")
             teacher = teacher or previous
-            made.append(previous)
+            number = kinds[: index + 1].count(kind)
+            made.append(_renamed(previous, role, kind if kinds.count(kind) == 1 else f"{kind} {number}"))
         return made
 
     def _stage(

@@ -109,6 +109,8 @@ def test_no_such_recipe(tmp_path: Path) -> None:
 def test_override_changes_one_value_and_names_itself_in_errors(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, GOOD), ["stages.0.distill.epochs=7", "seed=3"])
     assert recipe.stages[0].epochs == 7 and recipe.seed == 3  # type: ignore[attr-defined]
+    recipe = load_recipe(write(tmp_path, GOOD), ["demand.retention.recall_at_1=0.5"])
+    assert recipe.demand["retention.recall_at_1"] == 0.5
     assert problems(tmp_path, GOOD, "stages.0.distill.epoch=7")[0].startswith("-s stages.0.distill.epoch")
     assert "index from 0 to 0" in problems(tmp_path, GOOD, "stages.4.distill.epochs=7")[0]
     assert "PATH=VALUE" in problems(tmp_path, GOOD, "seed")[0]

@@ -1,0 +1,176 @@
+"""The whole way on a tiny teacher: what is built, what is found again, what a change rebuilds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import mmcompress
+from mmcompress import runs
+from mmcompress.errors import InputError, RecipeError, StageError
+from mmcompress.pipeline import Planner
+from mmcompress.recipe import load_recipe
+from mmcompress.report import load_report
+from mmcompress.store import Store
+from tests.small_recipe import RECIPE, write_project
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return write_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def first(project: Path) -> runs.Outcome:
+    return runs.run(project, store=project.parent / "store", runs=project.parent / "runs")
+
+
+def artifacts(project: Path) -> dict[str, set[str]]:
+    root = project.parent / "store" / "artifacts"
+    return {kind.name: {path.name for path in kind.iterdir()} for kind in root.iterdir()}
+
+
+def test_a_run_leaves_a_report_its_recipe_its_samples_and_a_package(project: Path, first: runs.Outcome) -> None:
+    report = load_report(project.parent / "runs" / "small" / "latest")
+    assert first.built > 0 and not first.failures
+    roles = {(row.role, row.stage, row.target) for row in report.rows}
+    assert ("teacher", "teacher", "torch") in roles
+    assert {("student", "distill", "torch"), ("student", "prune", "torch")} <= roles
+    assert ("package", "package", "onnxruntime") in roles and ("teacher", "package", "onnxruntime") in roles
+    drop = [row for row in report.rows if row.metric == "drop.recall_at_1" and row.role == "package"]
+    assert len(drop) == 1 and drop[0].n == 40 and drop[0].one_sided95 is not None
+    ratio = next(row for row in report.rows if row.metric == "size_ratio" and row.role == "package")
+    assert ratio.value is not None and ratio.value > 1.5 and ratio.ci95 is None
+    assert first.exit_code == 0 and [verdict.holds for verdict in report.verdicts] == [True]
+    assert (first.folder / "report.md").is_file() and (first.folder / "recipe.yaml").is_file()
+    assert any((first.folder / "samples").iterdir())
+
+
+def test_the_resolved_recipe_builds_nothing_new(first: runs.Outcome, project: Path) -> None:
+    again = runs.run(first.folder / "recipe.yaml", store=project.parent / "store", runs=project.parent / "runs")
+    assert again.built == 0
+    quality = [(row.name, row.metric, row.value) for row in first.rows if "recall" in row.metric]
+    assert quality == [(row.name, row.metric, row.value) for row in again.rows if "recall" in row.metric]
+
+
+def test_the_copied_package_answers_as_the_report_says(first: runs.Outcome) -> None:
+    folder = first.folder / "packages" / "onnxruntime"
+    assert not (folder / "artifact.json").exists()
+    with mmcompress.load_package(folder, threads=1) as package:
+        assert package.embed_texts(["a red star", "a blue ring"]).shape == (2, 20)
+        assert all(check.holds for check in package.check_probe().values())
+
+
+def test_other_calibration_rebuilds_quantize_and_compile_alone(first: runs.Outcome, project: Path) -> None:
+    before = artifacts(project)
+    runs.run(
+        project,
+        overrides=["quantize.calibration_samples=24"],
+        store=project.parent / "store",
+        runs=project.parent / "runs",
+    )
+    after = artifacts(project)
+    changed = {kind for kind in after if after[kind] != before[kind]}
+    assert changed == {"quantize", "compile"}
+    assert len(after["quantize"]) == len(before["quantize"]) + 1
+    assert len(after["compile"]) == len(before["compile"]) + 1
+
+
+@pytest.mark.parametrize(
+    ("override", "rebuilt"),
+    [
+        ("seed=2", {"distill", "prune"}),
+        ("stages.0.distill.learning_rate=0.002", {"distill", "prune"}),
+        ("stages.1.prune.goal.macs=0.6", {"prune"}),
+        ("data.train.scenes.size=95", {"distill", "prune"}),
+        ("data.validation.scenes.size=47", {"distill", "prune"}),
+        ("measure.threads=1", set()),
+        ("demand.size_ratio=1.4", set()),
+        ("name=other", set()),
+        ("data.test.scenes.size=39", set()),
+    ],
+)
+def test_the_key_of_a_model_changes_with_what_shapes_it_and_nothing_else(
+    project: Path, override: str, rebuilt: set[str]
+) -> None:
+    store = Store(project.parent / "keys")
+
+    def keys(*overrides: str) -> dict[str, str]:
+        plan = Planner(load_recipe(project, overrides), store).plan()
+        return {made.stage: made.step.key for made in plan.models}
+
+    before, after = keys(), keys(override)
+    assert {kind for kind in before if before[kind] != after[kind]} == rebuilt
+
+
+def test_a_changed_weight_file_is_another_teacher(tmp_path: Path) -> None:
+    recipe = write_project(tmp_path)
+    store = Store(tmp_path / "store")
+    before = Planner(load_recipe(recipe), store).plan().models[0].step.key
+    weights = tmp_path / "teacher" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    assert Planner(load_recipe(recipe), store).plan().models[0].step.key != before
+
+
+def test_without_a_teacher_the_first_stage_makes_it(project: Path, tmp_path: Path) -> None:
+    text = RECIPE.replace("teacher: {clip: {path: teacher}}\n", "")
+    finetune = "  - finetune: {student: {clip: {config: teacher-config}}, steps: 2, batch_size: 16}\n"
+    text = text.replace("stages:\n", "stages:\n" + finetune)
+    path = project.parent / "whole.yaml"
+    path.write_text(text)
+    plan = Planner(load_recipe(path), Store(tmp_path)).plan()
+    assert [(made.role, made.stage) for made in plan.models] == [
+        ("teacher", "finetune"),
+        ("student", "distill"),
+        ("student", "prune"),
+    ]
+    path.write_text(RECIPE.replace("teacher: {clip: {path: teacher}}", "teacher: {recipe: whole.yaml}"))
+    again = path.with_name("after.yaml")
+    path.rename(again)
+    path.write_text(text)
+    onward = Planner(load_recipe(again), Store(tmp_path)).plan()
+    assert onward.models[0].step.key == plan.models[-1].step.key and onward.models[0].role == "teacher"
+
+
+def test_splits_that_share_examples_are_refused(project: Path) -> None:
+    with pytest.raises(InputError, match="share"):
+        runs.run(project, overrides=["data.test.scenes.split=train"], store=project.parent / "store")
+
+
+def test_fewer_training_examples_than_calibration_asks_for(project: Path, first: runs.Outcome) -> None:
+    outcome = runs.run(
+        project,
+        overrides=["quantize.calibration_samples=1000"],
+        store=project.parent / "store",
+        runs=project.parent / "runs",
+    )
+    assert outcome.exit_code == StageError.exit_code
+    assert "1000 training examples asked for, 96 are there" in next(iter(outcome.failures.values()))
+
+
+def test_a_demand_of_a_metric_that_is_not_measured_is_told_with_the_others(project: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(project, ["demand.sizeratio=3", "measure.thread=1"])
+    assert "size_ratio" in str(caught.value) or "threads" in str(caught.value)
+
+
+def test_a_smoke_run_keeps_nothing(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = artifacts(project)
+    outcome = runs.run(project, store=project.parent / "store", smoke=True)
+    assert outcome.built > 0 and not outcome.failures
+    assert artifacts(project) == before and not list(tmp_path.iterdir())
+
+
+def test_artifacts_say_what_made_them(first: runs.Outcome, project: Path) -> None:
+    root = project.parent / "store" / "artifacts"
+    manifest = json.loads(next((root / "distill").glob("*/artifact.json")).read_text())
+    assert manifest["facts"]["steps"] == 6
+    assert manifest["identity"]["stage"]["fields"]["batch_size"] == 16
+    assert Store(project.parent / "store").verify() == []
