@@ -12,8 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from pydantic_core import ErrorDetails
 
 from mmcompress import _yaml
-from mmcompress.component import JSON, KINDS, RecipePath, Slot, below, every, find, link, nearest, parse
-from mmcompress.data import AnyDataset, Dataset
+from mmcompress.component import JSON, KINDS, Component, RecipePath, Slot, dump, every, find, link, nearest, parse
+from mmcompress.data import AnyDataset
 from mmcompress.errors import RecipeError
 from mmcompress.families import Family
 from mmcompress.metrics import AnyMetric
@@ -49,8 +49,6 @@ def _parse_or(kind: str, alternative: type[_Model], key: str) -> BeforeValidator
 
 
 def _dump_either(value: Any) -> JSON:
-    from mmcompress.component import Component, dump
-
     return dump(value) if isinstance(value, Component) else value.model_dump(mode="json")
 
 
@@ -253,6 +251,3 @@ def dump_recipe(recipe: Recipe) -> str:
     import yaml
 
     return yaml.safe_dump(json.loads(recipe.model_dump_json(by_alias=True)), sort_keys=False, allow_unicode=True)
-
-
-__all__ = ["Data", "Dataset", "FromRecipe", "FromTrain", "Measure", "Recipe", "below", "dump_recipe", "load_recipe"]

@@ -1,0 +1,100 @@
+"""What every benchmark shares: claims with goals and intervals, one JSON file, a table, an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mmcompress._environment import environment_facts
+from mmcompress.metrics import Row
+from mmcompress.report import Report, read_samples
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A number, what it should be, and whether its interval says that it is."""
+
+    name: str
+    value: float | None
+    unit: str
+    ci95: tuple[float, float] | None
+    goal: float | None
+    higher_is_better: bool
+    holds: bool | None
+    """None: the interval straddles the goal, or there is none to reach."""
+
+
+def claim(name: str, row: Row, goal: float | None = None, *, better: bool | None = None) -> Claim:
+    """A claim about a report's row; the worse end of its one-sided interval must meet the goal."""
+    higher = row.higher_is_better if better is None else better
+    ends = row.one_sided95 or ((row.value, row.value) if row.value is not None else None)
+    holds: bool | None = None
+    if goal is not None and ends is not None:
+        low, high = ends
+        if (low >= goal) if higher else (high <= goal):
+            holds = True
+        elif (high < goal) if higher else (low > goal):
+            holds = False
+    return Claim(name, row.value, row.unit, row.ci95, goal, higher, holds)
+
+
+def find(report: Report, metric: str, name: str, **conditions: Any) -> Row:
+    """The one row of a metric of a model that meets conditions."""
+    rows = [
+        row
+        for row in report.rows
+        if row.metric == metric
+        and row.name == name
+        and all(row.conditions.get(key) == value for key, value in conditions.items())
+    ]
+    if len(rows) != 1:
+        raise LookupError(f"{len(rows)} rows of {metric} of {name} with {conditions}")
+    return rows[0]
+
+
+def samples_of(reports: Sequence[Report]) -> dict[str, Any]:
+    """The raw samples of reports, by title and name; times as milliseconds alone, to keep the file small."""
+    return {
+        f"{report.title}/{name}": [
+            {key: value for key, value in record.items() if key not in ("answer", "answer_text_to_image")}
+            for record in read_samples(report, name)
+        ]
+        for report in reports
+        for name in report.samples
+        if name.startswith(("recall_at_1/", "latency/"))
+    }
+
+
+def main(text: str, measure: Callable[[bool], tuple[Sequence[Claim], Mapping[str, Any]]], threads: int = 2) -> int:
+    """Parse ``--quick`` and ``--out``, measure, write, print; 0 when every goal is met, 1 when one is missed, 4 else."""
+    parser = argparse.ArgumentParser(description=text)
+    parser.add_argument("--quick", action="store_true", help="under five minutes on two cores; shows that it runs")
+    parser.add_argument("--out", type=Path, help="where the JSON goes")
+    arguments = parser.parse_args()
+    claims, samples = measure(arguments.quick)
+    facts = environment_facts(threads)
+    if arguments.out is not None:
+        content = {
+            "environment": facts,
+            "quick": arguments.quick,
+            "claims": [asdict(c) for c in claims],
+            "samples": samples,
+        }
+        arguments.out.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    for item in claims:
+        print(line(item))
+    verdicts = [item.holds for item in claims if item.goal is not None]
+    return 1 if False in verdicts else 4 if None in verdicts else 0
+
+
+def line(item: Claim) -> str:
+    """One claim as a line of the table."""
+    shown = "-" if item.value is None else f"{item.value:.4g}"
+    interval = f" [{item.ci95[0]:.4g}, {item.ci95[1]:.4g}]" if item.ci95 else ""
+    goal = "" if item.goal is None else f"  goal {'>=' if item.higher_is_better else '<='} {item.goal:g}"
+    verdict = "" if item.goal is None else {True: "  holds", False: "  MISSED", None: "  undecided"}[item.holds]
+    return f"{item.name:<64} {shown}{interval} {item.unit}{goal}{verdict}"
