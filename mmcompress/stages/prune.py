@@ -289,16 +289,13 @@ def prune_model(
     return {
         **_reached(budget, before, after),
         "parameters": [*parameters, _parameters(model)],
-        "blocks": {
-            block.name: {
-                "width" if block.prunable.heads is None else "heads": [
-                    block.groups,
-                    block.groups - len(removed[block.name]),
-                ]
-            }
-            for block in found.blocks
-        },
+        "blocks": {block.name: _cut_of(block, len(removed[block.name])) for block in found.blocks},
     }
+
+
+def _cut_of(block: Block, removed: int) -> dict[str, list[int]]:
+    """Heads or width of a block before and after."""
+    return {"width" if block.prunable.heads is None else "heads": [block.groups, block.groups - removed]}
 
 
 def decide(
