@@ -156,6 +156,20 @@ def block_means(calls: Calls, weights: Floats) -> tuple[float, Floats]:
     return float(sums.sum() / counts.sum()), (weights @ sums) / (weights @ counts)
 
 
+def paired_ratio(above: Calls, below: Calls, weights: Floats) -> tuple[float, Floats]:
+    """The geometric mean over blocks of the ratio of two sides' p50, and of its resamples [r].
+
+    Block k of a process of one side was measured beside block k of the other, so what both saw cancels.
+    """
+    logs = [
+        math.log(float(np.median(a)) / float(np.median(b)))
+        for first, second in zip(above, below, strict=True)
+        for a, b in zip(first, second, strict=True)
+    ]
+    ratios = np.array(logs)
+    return math.exp(float(ratios.mean())), np.exp((weights @ ratios) / weights.sum(axis=1))
+
+
 def time_estimate(value: float, replicates: Floats, processes: int, n: int) -> Estimate:
     """A time, a rate or a ratio of times, with an interval on the logarithmic scale.
 

@@ -23,6 +23,7 @@ from mmcompress.metrics._statistics import (
     block_means,
     block_quantiles,
     block_weights,
+    paired_ratio,
     samples_for_percentile,
     time_estimate,
 )
@@ -48,8 +49,8 @@ class Latency(Metric):
     """Fresh processes per side. Five, because the interval widens as few of them are drawn."""
     seconds: float = Field(8.0, gt=0)
     """Timed seconds per side, over all processes, requests and batch sizes; slow models take longer."""
-    block_seconds: float = Field(0.15, gt=0)
-    """Length of a block of consecutive calls."""
+    block_seconds: float = Field(0.05, gt=0)
+    """Length of a block of consecutive calls. Short, so that a side's neighbours see the same clock."""
     limit_seconds: float = Field(120.0, ge=0)
     """After this time no further processes start, once three have run; the rows say so, and their intervals are wider."""
 
@@ -128,11 +129,9 @@ def _rows(
         return rows
     processes, per_process = len(calls[runs[0].name]), len(calls[runs[0].name][0])
     weights = block_weights(processes, per_process, bench.seed)
-    medians: dict[str, tuple[float, Floats]] = {}
     counts = {name: sum(len(block) for process in side for block in process) for name, side in calls.items()}
     for side in runs:
         point, replicates = block_quantiles(calls[side.name], tuple(QUANTILES.values()), weights)
-        medians[side.name] = float(point[0]), replicates[:, 0]
         for column, (metric, quantile) in enumerate(QUANTILES.items()):
             if counts[side.name] < (least := samples_for_percentile(quantile)):
                 reason = f"{counts[side.name]} calls; {least} bound this percentile"
@@ -144,21 +143,25 @@ def _rows(
             mean, means = block_means(calls[side.name], weights)
             rate = _estimate(job.batch * 1000 / mean, job.batch * 1000 / means, processes, counts[side.name])
             rows.append(_row(side, "throughput_per_s", conditions, rate, processes=processes))
-    return rows + _speedups(sides, medians, counts, conditions, processes)
+    return rows + _speedups(sides, calls, weights, conditions, processes)
 
 
 def _speedups(
     sides: Sequence[Subject],
-    medians: Mapping[str, tuple[float, Floats]],
-    counts: Mapping[str, int],
+    calls: Mapping[str, Calls],
+    weights: Floats,
     conditions: Mapping[str, Any],
     processes: int,
 ) -> list[Row]:
-    """Ratios of medians: the teacher's FP32 package in the same runtime, and the teacher in torch, over each package."""
+    """How many times the p50 of the teacher's FP32 package in the same runtime, and of torch, is each package's.
+
+    Ratios of neighbouring blocks (see :func:`paired_ratio`): a machine that runs at another clock every second moves
+    medians over a whole measurement, and leaves these alone.
+    """
     torch_teacher = teacher_of(sides)
     rows = []
     for side in sides:
-        if side.target == "torch" or side.name not in medians:
+        if side.target == "torch" or side.name not in calls:
             continue
         own = float_package_of(side, sides)
         for metric, reference, base in (
@@ -167,15 +170,14 @@ def _speedups(
         ):
             if base is side or (base is None and metric.startswith("speedup_torch")):
                 continue
-            if base is None or base.name not in medians:
+            if base is None or base.name not in calls:
                 reason = f"the teacher's FP32 package in {side.target} was not measured here"
                 rows.append(
                     _row(side, metric, conditions, None, status="not_runnable_here", reason=reason, reference=reference)
                 )
                 continue
-            (above, above_drawn), (below, below_drawn) = medians[base.name], medians[side.name]
-            n = min(counts[base.name], counts[side.name])
-            ratio = _estimate(above / below, above_drawn / below_drawn, processes, n)
+            n = min(sum(len(block) for process in calls[name] for block in process) for name in (base.name, side.name))
+            ratio = _estimate(*paired_ratio(calls[base.name], calls[side.name], weights), processes, n)
             rows.append(_row(side, metric, conditions, ratio, processes=processes, reference=reference))
     return rows
 

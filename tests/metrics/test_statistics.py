@@ -14,6 +14,7 @@ from mmcompress.metrics._statistics import (
     bootstrap_means,
     drop_estimate,
     mean_estimate,
+    paired_ratio,
     ratio_estimate,
     samples_for_percentile,
     student_t,
@@ -154,3 +155,13 @@ def test_intervals_over_processes_cover_the_truth(process_deviation: float, most
     error = 3 * math.sqrt(0.05 * 0.95 / trials)
     assert 0.95 - error <= hits / trials <= most
     assert bounds / trials >= 0.95 - error
+
+
+def test_paired_ratio_is_the_geometric_mean_over_blocks_and_ignores_a_clock_that_changes() -> None:
+    above = [[np.array([4.0, 4.0, 9.0]), np.array([8.0, 8.0, 8.0])], [np.array([2.0, 2.0, 2.0]), np.array([36.0])]]
+    below = [[np.array([2.0, 2.0, 1.0]), np.array([4.0, 4.0, 4.0])], [np.array([1.0, 1.0, 7.0]), np.array([2.0])]]
+    weights = np.array([[1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 0.0, 0.0]])
+    value, replicates = paired_ratio(above, below, weights)
+    # block ratios 2, 2, 2 and 18: the geometric mean is (2 * 2 * 2 * 18) ** (1/4) = 2 * sqrt(3)
+    assert value == pytest.approx(2 * math.sqrt(3))
+    assert replicates == pytest.approx([2 * math.sqrt(3), 2.0])
