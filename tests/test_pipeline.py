@@ -10,7 +10,8 @@ import torch
 
 import mmcompress
 from mmcompress import runs
-from mmcompress.errors import InputError, RecipeError, StageError
+from mmcompress.benchmarking import benchmark_packages, benchmark_recipe
+from mmcompress.errors import InputError, RecipeError, StageError, UsageError
 from mmcompress.pipeline import Planner
 from mmcompress.recipe import load_recipe
 from mmcompress.report import load_report
@@ -62,7 +63,7 @@ def test_the_copied_package_answers_as_the_report_says(first: runs.Outcome) -> N
     assert not (folder / "artifact.json").exists()
     with mmcompress.load_package(folder, threads=1) as package:
         assert package.embed_texts(["a red star", "a blue ring"]).shape == (2, 20)
-        assert all(check.holds for check in package.check_probe().values())
+        assert all((check.lowest_cosine or 0.0) > 0.999 for check in package.check_probe().values())
 
 
 def test_other_calibration_rebuilds_quantize_and_compile_alone(first: runs.Outcome, project: Path) -> None:
@@ -174,3 +175,20 @@ def test_artifacts_say_what_made_them(first: runs.Outcome, project: Path) -> Non
     assert manifest["facts"]["steps"] == 6
     assert manifest["identity"]["stage"]["fields"]["batch_size"] == 16
     assert Store(project.parent / "store").verify() == []
+
+
+def test_packages_are_benchmarked_against_the_first(first: runs.Outcome, project: Path, tmp_path: Path) -> None:
+    int8 = first.folder / "packages" / "onnxruntime"
+    compiled = (project.parent / "store" / "artifacts" / "compile").glob("*/manifest.json")
+    fp32 = next(path.parent for path in compiled if json.loads(path.read_text())["precision"] == "fp32")
+    rows = benchmark_packages([fp32, int8], threads=1)
+    speedups = [row for row in rows if row.metric == "speedup.latency_ms_p50" and row.role == "package"]
+    assert {row.conditions["request"] for row in speedups} == {"embed_image", "embed_text"}
+    assert all(row.value is not None and row.n > 0 for row in speedups)
+    with pytest.raises(InputError, match="not a package"):
+        benchmark_packages([tmp_path], threads=1)
+
+
+def test_a_recipe_that_is_not_built_is_not_benchmarked(project: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not built yet"):
+        benchmark_recipe(project, store=tmp_path / "empty")

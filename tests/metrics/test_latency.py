@@ -113,7 +113,9 @@ def test_a_graph_of_three_times_the_work_is_three_times_as_slow(make_package: Ca
     assert same_speed.ci95[0] <= 1.05 and same_speed.ci95[1] >= 0.95
 
     slow, fast = (_row(rows, name, "latency_ms_p50") for name in ("teacher package", "third"))
-    assert speedup.value == pytest.approx(slow.value / fast.value, rel=0.3)  # of blocks beside each other, not of all calls
+    assert speedup.value == pytest.approx(
+        slow.value / fast.value, rel=0.3
+    )  # of blocks beside each other, not of all calls
     assert slow.interval_of == "block" and slow.unit == "ms" and not slow.higher_is_better
     assert slow.n >= 18
     assert _row(rows, "third", "latency_ms_p50", "end_to_end").value > fast.value
