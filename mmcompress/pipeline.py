@@ -81,6 +81,8 @@ class Planner:
         self.listen = listen
         self.limit = limit
         self.splits = Splits(recipe, limit)
+        self.built = 0
+        """How many artifacts were built so far, and not found."""
 
     def plan(self) -> Plan:
         """All steps of the recipe."""
@@ -281,6 +283,7 @@ class Planner:
             self.listen(step.name, "found", 1, 1)
             return found
         artifact = self.store.get(step)
+        self.built += artifact.built
         self.listen(step.name, f"built in {artifact.manifest['seconds']:.1f} s", 1, 1)
         return artifact
 
@@ -319,10 +322,8 @@ def build(planner: Planner) -> Built:
     plan = planner.plan()
     subjects: list[Subject] = []
     failures: dict[str, str] = {}
-    built = 0
     for model in plan.models:
         artifact = planner.get(model.step)
-        built += artifact.built
         subjects.append(
             Subject(artifact.key, model.name, model.role, model.stage, "torch", model.family, artifact.folder)
         )
@@ -332,7 +333,6 @@ def build(planner: Planner) -> Built:
         except StageError as error:
             failures[package.name] = str(error)
             continue
-        built += artifact.built
         subjects.append(
             Subject(
                 artifact.key,
@@ -345,4 +345,4 @@ def build(planner: Planner) -> Built:
                 package.precision,
             )
         )
-    return Built(tuple(subjects), failures, planner.splits, built)
+    return Built(tuple(subjects), failures, planner.splits, planner.built)

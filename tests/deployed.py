@@ -126,8 +126,12 @@ def quantized() -> tuple[Path, dict]:
     return folder("int8"), made
 
 
-@cache
 def package(precision: str = "int8") -> Path:
+    return _package(precision)
+
+
+@cache
+def _package(precision: str) -> Path:
     graphs = (exported() if precision == "fp32" else quantized())[0]
     path = folder(f"package-{precision}")
     deploy.compile(
