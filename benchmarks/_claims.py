@@ -13,6 +13,8 @@ from mmcompress._environment import environment_facts
 from mmcompress.metrics import Row
 from mmcompress.report import Report, read_samples
 
+THREADS = 2
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -69,14 +71,18 @@ def samples_of(reports: Sequence[Report]) -> dict[str, Any]:
     }
 
 
-def main(text: str, measure: Callable[[bool], tuple[Sequence[Claim], Mapping[str, Any]]], threads: int = 2) -> int:
-    """Parse ``--quick`` and ``--out``, measure, write, print; 0 when every goal is met, 1 when one is missed, 4 else."""
-    parser = argparse.ArgumentParser(description=text)
+def main(
+    text: str, measure: Callable[..., tuple[Sequence[Claim], Mapping[str, Any]]], *, paths: Sequence[str] = ()
+) -> int:
+    """Parse paths, ``--quick`` and ``--out``; measure, write, print; 0 when every goal is met, 1 when one is missed, 4 else."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for path in paths:
+        parser.add_argument(path, type=Path)
     parser.add_argument("--quick", action="store_true", help="under five minutes on two cores; shows that it runs")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     arguments = parser.parse_args()
-    claims, samples = measure(arguments.quick)
-    facts = environment_facts(threads)
+    claims, samples = measure(arguments.quick, *(getattr(arguments, path) for path in paths))
+    facts = environment_facts(THREADS)
     if arguments.out is not None:
         content = {
             "environment": facts,

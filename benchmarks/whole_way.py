@@ -43,7 +43,7 @@ def measure(quick: bool) -> tuple[Sequence[Claim], Mapping[str, Any]]:
             better=True,
         ),
         claim(
-            "the student's size, no teacher, the teacher's steps: points lost",
+            "the package's size, its steps, no teacher: points lost",
             find(made, "drop.recall_at_1", "package_size", **mean),
             0.05,
             better=True,
