@@ -16,7 +16,7 @@ from mmcompress.errors import InputError, StageError, UsageError
 from mmcompress.metrics import Metric, Row, Subject
 from mmcompress.pipeline import Built, Listen, ModelStep, PackageStep, Planner, build, silent
 from mmcompress.recipe import Recipe, dump_recipe, load_recipe
-from mmcompress.store import MANIFEST, Store, default_store
+from mmcompress.store import MANIFEST, Store, default_store, write_json
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _run(path: Path, recipe: Recipe, store: Store, runs: Path, listen: Listen, l
     family = built.subjects[-1].family
     verdicts = gate.judge(demands, rows, family.requests[0].name)
     folder = new_run_folder(runs, recipe, started)
-    copy_packages(built.subjects, folder / "packages")
+    copy_packages(built.subjects, rows, recipe, folder / "packages")
     report.write_report(
         folder,
         title=recipe.name,
@@ -113,11 +113,50 @@ def new_run_folder(runs: Path, recipe: Recipe, started: str) -> Path:
     return folder
 
 
-def copy_packages(subjects: Sequence[Subject], folder: Path) -> None:
-    """Copy the recipe's packages (not the teacher's) to ``folder/<target>``."""
+def copy_packages(subjects: Sequence[Subject], rows: Sequence[Row], recipe: Recipe, folder: Path) -> None:
+    """Copy the recipe's packages (not the teacher's) to ``folder/<target>``, with what was measured beside them.
+
+    ``scores.json`` and ``README.md`` are no part of what the package's digests seal: other machines add their own.
+    """
+    from mmcompress.report import row_as_json
+
     for subject in subjects:
-        if subject.role == "package":
-            copy_artifact(subject.folder, folder / subject.target)
+        if subject.role != "package":
+            continue
+        target = folder / subject.target
+        copy_artifact(subject.folder, target)
+        own = [row for row in rows if row.name == subject.name]
+        write_json(target / "scores.json", {"recipe": recipe.name, "rows": [row_as_json(row) for row in own]})
+        (target / "README.md").write_text(model_card(subject, own, recipe), encoding="utf-8")
+
+
+def model_card(subject: Subject, rows: Sequence[Row], recipe: Recipe) -> str:
+    """What a package is, how to use it and what was measured of it, as Markdown."""
+    from mmcompress._report_rows import conditions_text
+    from mmcompress._report_text import interval, number
+
+    lines = [f"# {recipe.name}: {subject.family.component_name()} for {subject.target}, {subject.precision}", ""]
+    lines += [
+        "```python",
+        "import mmcompress",
+        "",
+        'with mmcompress.load_package("this folder", threads=2) as package:',
+        *(
+            f"    package.answer({request.name!r}, ...)  # {', '.join(request.inputs)}"
+            for request in subject.family.requests
+        ),
+        "```",
+        "",
+        "`manifest.json` says where it comes from and what it must contain; `scores.json` holds these measurements whole.",
+        "",
+        "| metric | conditions | value | 95 % interval |",
+        "|---|---|---:|---:|",
+    ]
+    for row in rows:
+        if row.value is not None:
+            value = number(row.metric, row.value, row.unit)
+            lines.append(f"| {row.metric} | {conditions_text(row)} | {value} | {interval(row)} |")
+    return "\n".join(lines) + "\n"
 
 
 def copy_artifact(source: Path, folder: Path) -> None:

@@ -61,7 +61,10 @@ def test_the_resolved_recipe_builds_nothing_new(first: runs.Outcome, project: Pa
 def test_the_copied_package_answers_as_the_report_says(first: runs.Outcome) -> None:
     folder = first.folder / "packages" / "onnxruntime"
     assert not (folder / "artifact.json").exists()
-    with mmcompress.load_package(folder, threads=1) as package:
+    scores = json.loads((folder / "scores.json").read_text())
+    assert {row["metric"] for row in scores["rows"]} >= {"recall_at_1", "size_bytes"}
+    assert "| recall_at_1 | " in (folder / "README.md").read_text()
+    with mmcompress.load_package(folder, threads=1) as package:  # both lie outside what the manifest seals
         assert package.embed_texts(["a red star", "a blue ring"]).shape == (2, 20)
         assert all((check.lowest_cosine or 0.0) > 0.999 for check in package.check_probe().values())
 
