@@ -13,22 +13,23 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 
 
-def shown(value: float, unit: str) -> str:
+def shown(value: float, name: str) -> str:
     """A value as people read it."""
-    return f"{100 * value:.1f} %" if unit == "ratio" and value < 2 else f"{value:.2f}"
+    if "times" in name:
+        return f"{value:.2f}"
+    return f"{100 * value:.1f} {'points' if 'points' in name else '%'}"
 
 
 def table(results: dict[str, Any]) -> str:
     """Claims as a Markdown table."""
-    lines = ["| what | measured | 95 % interval | goal |", "|---|---:|---:|---:|"]
+    lines = ["| what | measured | 95 % interval | goal | |", "|---|---:|---:|---:|---|"]
     for claim in results["claims"]:
-        interval = " to ".join(shown(end, claim["unit"]) for end in claim["ci95"]) if claim["ci95"] else "exact"
-        goal = (
-            ""
-            if claim["goal"] is None
-            else f"{'≥' if claim['higher_is_better'] else '≤'} {shown(claim['goal'], claim['unit'])}"
-        )
-        lines.append(f"| {claim['name']} | {shown(claim['value'], claim['unit'])} | {interval} | {goal} |")
+        name = claim["name"]
+        interval = " to ".join(shown(end, name) for end in claim["ci95"]) if claim["ci95"] else "exact"
+        sign = "≥" if claim["higher_is_better"] else "≤"
+        goal = "" if claim["goal"] is None else f"{sign} {shown(claim['goal'], name)}"
+        verdict = {True: "holds", False: "missed", None: "undecided"}[claim["holds"]] if goal else ""
+        lines.append(f"| {name} | {shown(claim['value'], name)} | {interval} | {goal} | {verdict} |")
     facts = results["environment"]
     return "\n".join([*lines, "", f"Measured on {facts['cpu']}, {facts['cores']} cores."])
 
