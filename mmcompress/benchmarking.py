@@ -13,6 +13,7 @@ from mmcompress.metrics.size import Size
 from mmcompress.package import family_of, read_manifest
 from mmcompress.pipeline import Listen, Planner, build, silent
 from mmcompress.recipe import load_recipe
+from mmcompress.runs import measure_built
 from mmcompress.store import Store, default_store
 
 
@@ -56,13 +57,5 @@ def benchmark_recipe(recipe: Path, listen: Listen = silent, store: Path | None =
     missing = [step.name for step in steps if planner.store.find(step) is None]
     if missing:
         raise UsageError(f"not built yet: {', '.join(missing)}\n  Build first: mmcompress run {recipe}")
-    built = build(planner)
-    rows, _, _ = measure(
-        list(built.subjects),
-        list(read.measure.metrics),
-        built.splits.test,
-        threads=read.measure.threads,
-        seed=read.seed,
-        progress=lambda m, d, t: listen("measure", m, d, t),
-    )
+    rows, _, _ = measure_built(read, build(planner), listen)
     return rows

@@ -13,6 +13,7 @@ from typing import Any
 
 from mmcompress.component import digest_json
 from mmcompress.errors import InputError, StageError, UsageError
+from mmcompress.measure import Samples, measure
 from mmcompress.metrics import Metric, Row, Subject
 from mmcompress.pipeline import Built, Listen, ModelStep, PackageStep, Planner, build, silent
 from mmcompress.recipe import Recipe, dump_recipe, load_recipe
@@ -55,19 +56,12 @@ def run(
 
 
 def _run(path: Path, recipe: Recipe, store: Store, runs: Path, listen: Listen, limit: int | None) -> Outcome:
-    from mmcompress import gate, measure, report
+    from mmcompress import gate, report
 
     started = time.strftime("%Y%m%d-%H%M%S")
     planner = Planner(recipe, store, listen, limit)
     built = build(planner)
-    rows, samples, environment = measure.measure(
-        list(built.subjects),
-        list(recipe.measure.metrics),
-        built.splits.test,
-        threads=recipe.measure.threads,
-        seed=recipe.seed,
-        progress=lambda message, done, total: listen("measure", message, done, total),
-    )
+    rows, samples, environment = measure_built(recipe, built, listen)
     demands = gate.parse_demands(recipe.demand, [target.component_name() for target in recipe.targets])
     family = built.subjects[-1].family
     verdicts = gate.judge(demands, rows, family.requests[0].name)
@@ -86,6 +80,18 @@ def _run(path: Path, recipe: Recipe, store: Store, runs: Path, listen: Listen, l
     _point(runs / recipe.name / "latest", folder)
     code = StageError.exit_code if built.failures else gate.exit_code(verdicts)
     return Outcome(folder, tuple(rows), tuple(verdicts), built.failures, built.built, code)
+
+
+def measure_built(recipe: Recipe, built: Built, listen: Listen) -> tuple[list[Row], Samples, dict[str, Any]]:
+    """Measure what a recipe made by the recipe's own metrics; see :func:`mmcompress.measure.measure`."""
+    return measure(
+        list(built.subjects),
+        list(recipe.measure.metrics),
+        built.splits.test,
+        threads=recipe.measure.threads,
+        seed=recipe.seed,
+        progress=lambda message, done, total: listen("measure", message, done, total),
+    )
 
 
 def _notes(built: Built) -> list[str]:
