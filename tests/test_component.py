@@ -199,7 +199,7 @@ def candidates(annotation: Any, folder: Path) -> Iterator[Any]:
     if annotation is str:
         yield from ("image", "text", "other", "{text}", "x86-avx2", "text.logits", "text.mask")
     yield from (True, False, 2, 3, 1, 0, 48, 64, 0.25, 0.75, 1.5, [2], [3, 4], ["image"], ["{text}"], ["a {}"])
-    yield from (["text.embeds"], ["vision.embeds"], {"text": "a"}, {"a": ["b"]})
+    yield from (["text.embeds"], ["vision.embeds"], {"text": "a"}, {"a": ["b"]}, 8000)
     yield from ([{name: {}}] for name in component.names("losses"))
 
 

@@ -1,14 +1,28 @@
 """Data sets: one file each. An example is an id and named values; nothing here knows of models.
 
-======== ================================== =======================================================
-value    type                               meaning
-======== ================================== =======================================================
-image    PIL.Image.Image (RGB or RGBA)      a picture as it was drawn or photographed
-texts    tuple[str, ...]                    texts that describe it, each as good as the others
-label    int                                a class
-======== ================================== =======================================================
+A column may have any name; the Python type of its values says what they are. The names below are those that our own data
+sets, families and metrics use; every other name is a *slice*: a short text by which a quality is told apart in a report.
 
-Further names (``audio``, ``question``, ``answers``, ...) come with the families that need them.
+========= ============================== ===============================================================
+value     type                           meaning
+========= ============================== ===============================================================
+image     PIL.Image.Image (RGB or RGBA)  a picture as it was drawn or photographed
+frames    tuple[PIL.Image.Image, ...]    a film: pictures of one size in their order
+audio     mmcompress._sound.Sound        a sound: one channel in [-1, 1] and its rate
+texts     tuple[str, ...]                texts that describe it, each as good as the others
+text      str                            a text that is an input, not an answer
+question  str                            a question about the picture, the film or the sound
+answers   tuple[str, ...]                what each annotator answered, equal answers as often as given
+label     int                            a class; names from ``classes()``
+labels    tuple[int, ...]                several classes in rising order, or none; names from ``classes()``
+number    float                          a quantity
+table     float32 [c]                    columns of a table
+series    float32 [t, c]                 readings of sensors: t times, c channels
+features  float32 [d]                    a stored feature vector
+words     tuple[str, ...]                a text cut into words
+tags      tuple[int, ...]                a class per word of ``words``; names from ``tag_classes()``
+others    str                            slices
+========= ============================== ===============================================================
 """
 
 from __future__ import annotations
