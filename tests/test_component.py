@@ -208,6 +208,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "student": {"student": {"from_teacher": {"text_layers": 1}}},
     "towers": {"towers": {"text": 0.5}},
     "parts": {"parts": ["heads"]},
+    "styles": {"styles": ["zh"]},
     "recover": {"recover": {"losses": ["feature_mse"], "steps": 3}},
 }
 """Other values of fields that candidates() does not come upon, with the fields that they need beside them."""

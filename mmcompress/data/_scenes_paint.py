@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,18 +26,23 @@ _RGB = {
     "pink": (250, 130, 190),
     "brown": (136, 84, 40),
 }
-_RADII = (0.085, 0.125, 0.175)
+RADII = (0.085, 0.125, 0.175)
 """By size, as a share of the picture's side; a cell of the grid is a third of it."""
-_INNER = 0.088
-_AROUND = 0.195
+INNER = 0.088
+AROUND = 0.195
 """Radii of an object inside another and of the one around it."""
 
 Colour = tuple[int, int, int]
 Points = list[tuple[float, float]]
 
 
-def paint(scene: Scene, size: int, clutter: float, rng: random.Random) -> Image:
-    """Draw a scene as an RGB picture of ``size`` by ``size`` pixels; place, colour and shape vary a little."""
+def paint(
+    scene: Scene, size: int, clutter: float, rng: random.Random, shift: Mapping[int, tuple[float, float]] | None = None
+) -> Image:
+    """Draw a scene as an RGB picture of ``size`` by ``size`` pixels; place, colour and shape vary a little.
+
+    ``shift`` moves objects, by index, that many cells to the right and down.
+    """
     from PIL import Image, ImageDraw
 
     side = size * _OVERSAMPLE
@@ -54,9 +59,10 @@ def paint(scene: Scene, size: int, clutter: float, rng: random.Random) -> Image:
         thing = scene.things[i]
         held, holds = i == scene.inner, scene.inner is not None and i == scene.main
         jitter = 0.015 if held else 0.06
-        x, y = anchor[scene.main] if held else ((thing.column + 0.5) / 3, (thing.row + 0.5) / 3)
+        right, down = (shift or {}).get(i, (0.0, 0.0))
+        x, y = anchor[scene.main] if held else ((thing.column + 0.5 + right) / 3, (thing.row + 0.5 + down) / 3)
         x, y = (centre + (rng.random() - 0.5) * jitter for centre in (x, y))
-        radius = (_INNER if held else _AROUND if holds else _RADII[thing.size]) * (0.94 + 0.12 * rng.random())
+        radius = (INNER if held else AROUND if holds else RADII[thing.size]) * (0.94 + 0.12 * rng.random())
         x, y = (min(max(centre, radius * 0.9), 1 - radius * 0.9) for centre in (x, y))
         anchor[i] = (x, y)
         _object(draw, thing, (x * side, y * side), radius * side, rng)
@@ -121,7 +127,7 @@ def _object(
         return
     cos, sin = math.cos(turn), math.sin(turn)
     draw.polygon(
-        [(x + radius * (px * cos - py * sin), y + radius * (px * sin + py * cos)) for px, py in _OUTLINES[name]],
+        [(x + radius * (px * cos - py * sin), y + radius * (px * sin + py * cos)) for px, py in OUTLINES[name]],
         fill=colour,
     )
 
@@ -151,7 +157,7 @@ def _cross() -> Points:
     return [(-b, -a), (b, -a), (b, -b), (a, -b), (a, b), (b, b), (b, a), (-b, a), (-b, b), (-a, b), (-a, -b), (-b, -b)]
 
 
-_OUTLINES: dict[str, Points] = {
+OUTLINES: dict[str, Points] = {
     "square": [(-0.84, -0.84), (0.84, -0.84), (0.84, 0.84), (-0.84, 0.84)],
     "triangle": [(0.0, -1.0), (1.0, 0.8), (-1.0, 0.8)],
     "diamond": [(0.0, -1.1), (0.78, 0.0), (0.0, 1.1), (-0.78, 0.0)],

@@ -19,8 +19,8 @@ LIKELY = 8e-6
 """A caption may fit at most this share of all scenes: fewer than one in a hundred fit another of 1,000 pictures."""
 _ATTEMPTS = 12
 
-_COLOUR_WORDS = {"purple": ("purple", "violet")}
-_SHAPE_WORDS = {
+COLOUR_WORDS = {"purple": ("purple", "violet")}
+SHAPE_WORDS = {
     "circle": ("circle", "disc"),
     "square": ("square", "box"),
     "star": ("star",),
@@ -28,18 +28,18 @@ _SHAPE_WORDS = {
     "ring": ("ring", "hoop"),
     "diamond": ("diamond", "rhombus"),
 }
-_ANY_SHAPE = ("shape", "thing", "object")
-_SIZE_WORDS = {"small": ("small", "little", "tiny"), "medium": ("medium",), "big": ("big", "large", "huge")}
-_ROWS = (("top", "upper"), ("middle", "center"), ("bottom", "lower"))
-_COLUMNS = ("left", "center", "right")
-_RELATION_WORDS = {
+ANY_SHAPE = ("shape", "thing", "object")
+SIZE_WORDS = {"small": ("small", "little", "tiny"), "medium": ("medium",), "big": ("big", "large", "huge")}
+ROW_WORDS = (("top", "upper"), ("middle", "center"), ("bottom", "lower"))
+COLUMN_WORDS = ("left", "center", "right")
+RELATION_WORDS = {
     "left": ("to the left of", "left of"),
     "right": ("to the right of", "right of"),
     "above": ("above", "over", "higher than"),
     "below": ("below", "under", "lower than"),
     "inside": ("inside", "within", "inside of"),
 }
-_AROUND_WORDS = ("around", "containing", "that contains", "surrounding")
+AROUND_WORDS = ("around", "containing", "that contains", "surrounding")
 _OPENERS = ("there is", "a picture of", "a scene with", "we see", "an image showing", "here is", "one can see")
 _LINKS = ("and", "with", "and also", "as well as", "together with")
 
@@ -142,9 +142,9 @@ def _draw(scene: Scene, rate: float, terse: bool, rng: random.Random) -> Caption
         words = parts[0]
         for number, (first, relation, _) in enumerate(relations):
             inverse = relation == "inside" and first > number
-            links = _AROUND_WORDS if inverse else _RELATION_WORDS[relation]
+            links = AROUND_WORDS if inverse else RELATION_WORDS[relation]
             # "at the center right of" would read as a place: after one, only "to the right of" will do.
-            link = links[0] if places[number] and relation in _COLUMNS else pick(rng, links)
+            link = links[0] if places[number] and relation in COLUMN_WORDS else pick(rng, links)
             words += f"{' that is' if number and not inverse else ''} {link} {parts[number + 1]}"
         rest = parts[len(relations) + 1 :]
     else:
@@ -200,22 +200,22 @@ def _terse(scene: Scene, order: Sequence[int], rng: random.Random) -> Caption:
 def _phrase(mention: Mention, rng: random.Random) -> str:
     words = []
     if mention.size is not None:
-        words.append(pick(rng, _SIZE_WORDS[SIZES[mention.size]]))
+        words.append(pick(rng, SIZE_WORDS[SIZES[mention.size]]))
     if mention.colour is not None:
         colour = COLOURS[mention.colour]
-        words.append(pick(rng, _COLOUR_WORDS.get(colour, (colour,))))
+        words.append(pick(rng, COLOUR_WORDS.get(colour, (colour,))))
     if mention.shape is None:
-        words.append(pick(rng, _ANY_SHAPE))
+        words.append(pick(rng, ANY_SHAPE))
     else:
         shape = SHAPES[mention.shape]
-        words.append(pick(rng, _SHAPE_WORDS.get(shape, (shape,))))
+        words.append(pick(rng, SHAPE_WORDS.get(shape, (shape,))))
     return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
 
 
 def _place(cell: int | None, rng: random.Random, bare: bool = False) -> str:
     if cell is None:
         return ""
-    row, column = _ROWS[cell // 3], _COLUMNS[cell % 3]
+    row, column = ROW_WORDS[cell // 3], COLUMN_WORDS[cell % 3]
     centre = "" if bare else pick(rng, ("in the ", "at the "))
     if cell == 4:
         return centre + pick(rng, row)
@@ -231,9 +231,9 @@ def _shuffle(items: list[int], rng: random.Random) -> None:
 
 def vocabulary() -> list[str]:
     """Every word that a caption can hold, sorted."""
-    groups: list[Iterable[str]] = [COLOURS, SHAPES, SIZES, _ANY_SHAPE, _AROUND_WORDS, _OPENERS, _LINKS, _COLUMNS]
-    for table in (_COLOUR_WORDS, _SHAPE_WORDS, _SIZE_WORDS, _RELATION_WORDS):
+    groups: list[Iterable[str]] = [COLOURS, SHAPES, SIZES, ANY_SHAPE, AROUND_WORDS, _OPENERS, _LINKS, COLUMN_WORDS]
+    for table in (COLOUR_WORDS, SHAPE_WORDS, SIZE_WORDS, RELATION_WORDS):
         groups += table.values()
-    groups += _ROWS
+    groups += ROW_WORDS
     groups.append(("a", "an", "in the", "at the", "corner", "that is"))
     return sorted({word for group in groups for phrase in group for word in phrase.split()})

@@ -34,6 +34,16 @@ class Selected:
         """All classes of the split it came from, so that labels keep their meaning."""
         return self.examples.classes()
 
+    def tag_classes(self) -> Sequence[str]:
+        """Those of the split it came from; empty where it has none."""
+        return tag_classes(self.examples)
+
+
+def tag_classes(examples: Examples) -> Sequence[str]:
+    """Names of the classes that ``tags`` count; empty where a split has none."""
+    names = getattr(examples, "tag_classes", None)
+    return () if names is None else tuple(names())
+
 
 def subset(examples: Examples, count: int, seed: int | None = None) -> Examples:
     """The first ``count`` examples, or a sample of them (in their order) that follows from ``seed``; all if fewer."""
