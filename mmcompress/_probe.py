@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmcompress._values import restore_value, store_value
 from mmcompress.data import Example, Examples
 from mmcompress.errors import InputError
 from mmcompress.families import Family, Request
@@ -19,17 +20,20 @@ EXAMPLES = "examples.jsonl"
 
 def raw_values(examples: Sequence[Example], inputs: Sequence[str]) -> dict[str, list[Any]]:
     """Columns of a request's inputs: ``text`` is the first of an example's ``texts``, others have their own names."""
-    return {
-        name: [example.values["texts"][0] if name == "text" else example.values[name] for example in examples]
-        for name in inputs
-    }
+    return {name: [_raw_value(example, name) for example in examples] for name in inputs}
+
+
+def _raw_value(example: Example, name: str) -> Any:
+    if name == "text" and name not in example.values:
+        return example.values["texts"][0]
+    return example.values[name]
 
 
 def write_probe(
     folder: Path, requests: Sequence[Request], examples: Examples, teacher: Family, teacher_folder: Path
 ) -> None:
-    """Write examples (pictures as PNG, texts and the rest in JSON lines) and ``<request>.npy``, the teacher's answers."""
-    from mmcompress.package import ask
+    """Write examples (pictures and sounds as files, the rest in JSON lines) and ``<request>.npy``, the teacher's answers."""
+    from mmcompress._ask import ask
     from mmcompress.runtimes.torch import open_model
 
     folder.mkdir(parents=True)
@@ -38,7 +42,7 @@ def write_probe(
     columns = raw_values(chosen, inputs)
     with (folder / EXAMPLES).open("w", encoding="utf-8") as file:
         for index, example in enumerate(chosen):
-            values = {name: _stored(columns[name][index], folder, index) for name in inputs}
+            values = {name: store_value(columns[name][index], folder, _stem(index, name)) for name in inputs}
             file.write(json.dumps({"id": example.id, **values}, ensure_ascii=False) + "\n")
     stored = read_probe(folder)
     session = open_model(teacher, teacher_folder, None)
@@ -49,14 +53,8 @@ def write_probe(
     session.close()
 
 
-def _stored(value: Any, folder: Path, index: int) -> Any:
-    """A picture becomes a file (without loss, transparency kept); anything else stays as JSON holds it."""
-    if not hasattr(value, "save"):
-        return value
-    name = f"{index:04d}.png"
-    image = value if value.mode in ("RGB", "RGBA", "L") else value.convert("RGBA")
-    image.save(folder / name, format="PNG")
-    return {"file": name}
+def _stem(index: int, name: str) -> str:
+    return f"{index:04d}" if name == "image" else f"{index:04d}-{name}"
 
 
 def read_probe(folder: Path) -> dict[str, list[Any]]:
@@ -72,41 +70,25 @@ def read_probe(folder: Path) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {}
     for row in rows:
         for name, value in row.items():
-            columns.setdefault(name, []).append(_restored(value, folder))
+            columns.setdefault(name, []).append(restore_value(value, folder))
     return columns
 
 
-def _restored(value: Any, folder: Path) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    file = folder / str(value["file"])
-    if file.resolve().parent != folder.resolve():
-        raise InputError(f"{folder / EXAMPLES}: {value['file']!r} lies outside the package")
-    return file
-
-
-def read_answers(folder: Path, request: str) -> NDArray[np.float32]:
+def read_answers(folder: Path, request: str) -> NDArray[Any]:
     """The teacher's answers to a request."""
-    answers: NDArray[np.float32] = np.load(folder / f"{request}.npy", allow_pickle=False)
+    answers: NDArray[Any] = np.load(folder / f"{request}.npy", allow_pickle=False)
     return answers
 
 
-def write_expected(folder: Path, request: str, answers: NDArray[np.float32]) -> None:
+def write_expected(folder: Path, request: str, answers: NDArray[Any]) -> None:
     """Keep what the package itself answered when it was compiled."""
     np.save(folder / f"{request}.package.npy", answers, allow_pickle=False)
 
 
-def read_expected(folder: Path, request: str) -> NDArray[np.float32] | None:
+def read_expected(folder: Path, request: str) -> NDArray[Any] | None:
     """What the package itself answered when it was compiled; None where that was on another machine class."""
     path = folder / f"{request}.package.npy"
     if not path.is_file():
         return None
-    answers: NDArray[np.float32] = np.load(path, allow_pickle=False)
+    answers: NDArray[Any] = np.load(path, allow_pickle=False)
     return answers
-
-
-def cosines(found: NDArray[Any], expected: NDArray[Any]) -> NDArray[Any]:
-    """The cosine of each row of two arrays [n, d]: [n]."""
-    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
-    similarities: NDArray[Any] = (found * expected).sum(axis=1) / np.maximum(norms, 1e-12)
-    return similarities

@@ -85,7 +85,8 @@ def _identity(value: Any) -> JSON:
     if isinstance(value, Component):
         return value.identity()
     if isinstance(value, BaseModel):
-        return {name: _identity(getattr(value, name)) for name in type(value).model_fields}
+        fields = {name: getattr(value, name) for name in type(value).model_fields}
+        return {name: _identity(item) for name, item in {**fields, **(value.model_extra or {})}.items()}
     if isinstance(value, Path):
         return {"digest": digest_path(value)}
     if isinstance(value, Mapping):

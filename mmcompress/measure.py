@@ -20,11 +20,12 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from mmcompress._ask import as_texts, find_request
 from mmcompress._environment import environment_facts
 from mmcompress.component import digest_json, digest_path
 from mmcompress.data import Examples
 from mmcompress.errors import InputError, StageError
-from mmcompress.families import Family, Feeds, Processor, Run
+from mmcompress.families import Family, Feeds, Processor, Run, join_rows
 from mmcompress.metrics import Bench, Measured, Metric, Row, Subject
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class Answers:
         self.threads = threads
         self.progress = progress
         self._opened: dict[str, Opened] = {}
-        self._answers: dict[tuple[str, str], NDArray[np.float32]] = {}
+        self._answers: dict[tuple[str, str], NDArray[Any]] = {}
         self._columns: dict[str, list[Any]] = {}
         self._alike: dict[tuple[str, str], str] = {}
         self._first: dict[str, Feeds] = {}
@@ -193,15 +194,15 @@ class Answers:
         while self._opened:
             self._opened.popitem()[1].close()
 
-    def __call__(self, subject: Subject, request: str) -> NDArray[np.float32]:
-        """The subject's answers to a request, one row per test example."""
+    def __call__(self, subject: Subject, request: str) -> NDArray[Any]:
+        """The subject's answers to a request, one row per test example; their kind is the request's."""
         if (subject.name, request) not in self._answers:
             asked = [name for name in self.requests if (subject.name, name) not in self._answers]
             self._fill(asked if request in asked else [*asked, request])
         return self._answers[subject.name, request]
 
     def values(self, name: str) -> Sequence[Any]:
-        """What the test examples hold, in order: ``label``, ``texts``, or ``picture`` (a digest of its pixels).
+        """What the test examples hold, in order: ``label``, ``texts``, ... or ``picture`` (a digest of its pixels).
 
         Raises:
             InputError: the test data have no such column.
@@ -213,7 +214,23 @@ class Answers:
             self._fill(self.requests)
         return self._columns[name]
 
-    def ask(self, subject: Subject, request: str, values: Mapping[str, Sequence[Any]]) -> NDArray[np.float32]:
+    def texts(self, subject: Subject, request: str) -> list[str]:
+        """The subject's answers as texts: the class with the highest score, or what the tokens say."""
+        asked = find_request(subject.family.requests, request)
+        return as_texts(self._open(subject).processor, asked, self(subject, request))
+
+    def classes(self, subject: Subject) -> Sequence[str]:
+        """The names of the classes that the subject scores, in its own order.
+
+        Raises:
+            InputError: it has none.
+        """
+        classes = getattr(self._open(subject).processor, "classes", None)
+        if not classes:
+            raise InputError(f"{subject.name}: the model has no classes of its own")
+        return tuple(classes)
+
+    def ask(self, subject: Subject, request: str, values: Mapping[str, Sequence[Any]]) -> NDArray[Any]:
         """The subject's answers to a request for raw values of one's own (``{"text": [...]}``)."""
         opened = self._open(subject)
         count = len(next(iter(values.values())))
@@ -221,7 +238,7 @@ class Answers:
         for start in range(0, count, BATCH):
             feeds = opened.processor.encode({name: column[start : start + BATCH] for name, column in values.items()})
             parts.append(opened.family.answer(opened.run, request, feeds))
-        return _finite(np.concatenate(parts), subject, request)
+        return _finite(join_rows(parts), subject, request)
 
     def _open(self, subject: Subject) -> Opened:
         if subject.name not in self._opened:
@@ -231,7 +248,7 @@ class Answers:
     def _fill(self, requests: Sequence[str]) -> None:
         if self.test is None:
             raise InputError("answers need test data, and there are none")
-        parts: dict[tuple[str, str], list[NDArray[np.float32]]] = {}
+        parts: dict[tuple[str, str], list[NDArray[Any]]] = {}
         columns: dict[str, list[Any]] = {}
         total = len(self.test)
         for start in range(0, total, CHUNK):
@@ -246,7 +263,7 @@ class Answers:
                     )
         for (name, request), rows in parts.items():
             subject = next(subject for subject in self.subjects if subject.name == name)
-            self._answers[name, request] = _finite(np.concatenate(rows), subject, request)
+            self._answers[name, request] = _finite(join_rows(rows), subject, request)
         self._columns = columns
 
     def _answer_chunk(
@@ -255,10 +272,10 @@ class Answers:
         request: str,
         raw: Mapping[str, Sequence[Any]],
         encoded: dict[tuple[str, str], list[Feeds]],
-    ) -> Iterator[NDArray[np.float32]]:
+    ) -> Iterator[NDArray[Any]]:
         """Answers to a chunk, batch by batch; ``encoded`` keeps its compact arrays for the next subject."""
         opened = self._open(subject)
-        inputs = next(item.inputs for item in subject.family.requests if item.name == request)
+        inputs = find_request(subject.family.requests, request).inputs
         missing = [name for name in inputs if name not in raw]
         if missing:
             raise InputError(f"{request} of {subject.name} needs {', '.join(missing)}, which the test data lack")
@@ -296,17 +313,24 @@ class Answers:
 def _raw(examples: Sequence[Mapping[str, Any]], columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """Values of a chunk as requests name them; what metrics read later goes to ``columns``.
 
-    The first text of an example is the text that is embedded; its alternatives count when answers are judged.
+    The first text of an example is the text that is embedded; its alternatives count when answers are judged. Pictures,
+    sounds and arrays are not kept, a digest of the picture is.
     """
-    raw = {name: [values[name] for values in examples] for name in examples[0] if name not in ("texts", "label")}
-    if "texts" in examples[0]:
-        columns.setdefault("texts", []).extend(tuple(values["texts"]) for values in examples)
-        raw["text"] = [values["texts"][0] for values in examples]
-    if "label" in examples[0]:
-        columns.setdefault("label", []).extend(int(values["label"]) for values in examples)
-    if "image" in examples[0]:
-        columns.setdefault("picture", []).extend(_picture_digest(values["image"]) for values in examples)
+    raw = {name: [values[name] for values in examples] for name in examples[0]}
+    for name, column in raw.items():
+        if _is_light(column[0]):
+            columns.setdefault(name, []).extend(column)
+    if "texts" in raw and "text" not in raw:
+        raw["text"] = [texts[0] for texts in raw["texts"]]
+    if "image" in raw:
+        columns.setdefault("picture", []).extend(_picture_digest(image) for image in raw["image"])
     return raw
+
+
+def _is_light(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(_is_light(item) for item in value)
+    return value is None or isinstance(value, (str, int, float, np.integer, np.floating))
 
 
 def _picture_digest(image: Image) -> bytes:
@@ -314,7 +338,7 @@ def _picture_digest(image: Image) -> bytes:
     return hashlib.blake2b(head + image.tobytes(), digest_size=16).digest()
 
 
-def _finite(answers: NDArray[np.float32], subject: Subject, request: str) -> NDArray[np.float32]:
+def _finite(answers: NDArray[Any], subject: Subject, request: str) -> NDArray[Any]:
     wrong = int((~np.isfinite(answers.reshape(len(answers), -1)).all(axis=1)).sum())
     if wrong:
         raise StageError(f"{subject.name} gave NaN or infinity for {wrong} of {len(answers)} answers to {request}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from types import TracebackType
 from typing import Any, cast, overload
 
@@ -13,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmcompress import component
-from mmcompress._probe import cosines, read_answers, read_expected, read_probe
+from mmcompress._ask import BATCH, Classification, agreement, as_answers, ask, find_request
+from mmcompress._probe import read_answers, read_expected, read_probe
 from mmcompress.component import JSON, digest_path
 from mmcompress.errors import InputError, UsageError
-from mmcompress.families import Family, Feeds, Processor, Request, Run
+from mmcompress.families import Family, Feeds, Processor, Request
 from mmcompress.runtimes import Runtime, Session
 from mmcompress.store import read_json
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
-BATCH = 64
 _SOURCES = {"path", "hub", "revision", "config"}
 _KEYS = {"family", "family_fields", "target", "precision", "requests", "graphs", "files"}
 _UNSEALED = {MANIFEST, "artifact.json", "scores.json", "README.md"}
@@ -30,90 +29,13 @@ _UNSEALED = {MANIFEST, "artifact.json", "scores.json", "README.md"}
 
 
 @dataclass(frozen=True)
-class Classification:
-    """The text that fits a picture best."""
-
-    label: str
-    index: int
-    """Of the label among the texts."""
-    scores: tuple[float, ...]
-    """The cosine similarity of the picture with each text."""
-
-
-@dataclass(frozen=True)
 class ProbeCheck:
-    """How a package's answers to its probe examples compare."""
+    """How a package's answers to its probe examples compare; 1 is the same, see :func:`mmcompress._ask.agreement`."""
 
-    lowest_cosine: float | None
+    lowest: float | None
     """Over the examples, with what the package answered when it was compiled; None where it could not run there."""
-    teacher_cosine: float | None
+    teacher: float | None
     """The mean with the teacher's answers; None where these have another width."""
-
-
-# --- asking --------------------------------------------------------------------------------------------------------
-
-
-def ask(
-    family: Family,
-    processor: Processor,
-    run: Run,
-    request: str,
-    values: Mapping[str, Sequence[Any]],
-    batch_size: int = BATCH,
-) -> NDArray[np.float32]:
-    """Answer a request for raw values, a batch at a time; one row per example.
-
-    Works the same for a package and for a model in torch: ``run`` is what runs a graph.
-
-    Raises:
-        InputError: values that are missing, of unequal number, or cannot be read.
-        UsageError: the family does not know the request.
-    """
-    inputs = find_request(family.requests, request).inputs
-    missing = [name for name in inputs if name not in values]
-    if missing:
-        raise InputError(f"{request} takes {', '.join(inputs)}; {', '.join(missing)} is missing")
-    counts = {name: len(values[name]) for name in inputs}
-    if len(set(counts.values())) > 1:
-        raise InputError(f"{request} takes as many of each input; got {counts}")
-    count = counts[inputs[0]]
-    if count == 0:
-        raise InputError(f"{request}: no {inputs[0]} was given")
-    answers = []
-    for start in range(0, count, batch_size):
-        feeds = processor.encode({name: values[name][start : start + batch_size] for name in inputs})
-        answers.append(family.answer(run, request, feeds))
-    return np.concatenate(answers)
-
-
-def find_request(requests: Sequence[Request], name: str) -> Request:
-    """The request of a name.
-
-    Raises:
-        UsageError: there is none, with those there are.
-    """
-    for request in requests:
-        if request.name == name:
-            return request
-    known = [request.name for request in requests]
-    raise UsageError(f"unknown request {name!r}{component.nearest(name, known)}; known: {', '.join(known)}")
-
-
-class TimedRun:
-    """A run that adds up the time spent in graphs, so that the engine is told apart from preprocessing and loops."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self.seconds = 0.0
-        self.calls = 0
-
-    def __call__(self, graph: str, feeds: Feeds) -> Feeds:
-        """Run a graph by name."""
-        started = perf_counter()
-        outputs = self._run(graph, feeds)
-        self.seconds += perf_counter() - started
-        self.calls += 1
-        return outputs
 
 
 # --- packages ------------------------------------------------------------------------------------------------------
@@ -130,9 +52,7 @@ class Package:
         self.family = family
         self.runtime = runtime
         self.processor: Processor = family.processor(path)
-        self.requests: tuple[Request, ...] = tuple(
-            Request(r["name"], tuple(r["inputs"]), tuple(r["graphs"])) for r in manifest["requests"]
-        )
+        self.requests: tuple[Request, ...] = tuple(_request(entry) for entry in manifest["requests"])
         self._session: Session | None = session
 
     def __enter__(self) -> Package:
@@ -165,7 +85,7 @@ class Package:
         """Bytes of all graphs with their weights: what the runtime loads."""
         return sum(int(graph["bytes"]) for graph in self.manifest["graphs"].values())
 
-    def answer(self, request: str, values: Mapping[str, Sequence[Any]], batch_size: int = BATCH) -> NDArray[np.float32]:
+    def ask(self, request: str, values: Mapping[str, Sequence[Any]], batch_size: int = BATCH) -> NDArray[Any]:
         """Answer a request by name for columns of raw values (``{"image": [...]}``): one row per example."""
         find_request(self.requests, request)
         return ask(self.family, self.processor, self.run, request, values, batch_size)
@@ -175,50 +95,89 @@ class Package:
 
         A picture is a path, bytes, a Pillow image or uint8 [h, w, 3] RGB.
         """
-        return self._one_or_many("embed_image", "image", images)
+        return cast("NDArray[np.float32]", self._one_or_many("embed_image", {"image": images}))
 
     def embed_texts(self, texts: str | Sequence[str]) -> NDArray[np.float32]:
         """L2-normalised embeddings of texts: [n, d] of a list, [d] of one."""
-        return self._one_or_many("embed_text", "text", texts)
+        return cast("NDArray[np.float32]", self._one_or_many("embed_text", {"text": texts}))
 
-    def _one_or_many(self, request: str, name: str, values: Any) -> NDArray[np.float32]:
-        if is_many(values):
-            return self.answer(request, {name: list(values)})
-        return cast("NDArray[np.float32]", self.answer(request, {name: [values]})[0])
+    def embed_sounds(self, sounds: Any) -> NDArray[np.float32]:
+        """L2-normalised embeddings of sounds: [n, d] of a list, [d] of one.
+
+        A sound is a path, bytes, a pair (samples, rate) or a :class:`mmcompress._sound.Sound`.
+        """
+        return cast("NDArray[np.float32]", self._one_or_many("embed_audio", {"audio": sounds}))
 
     @overload
-    def classify(self, images: list[Any] | tuple[Any, ...], texts: Sequence[str]) -> list[Classification]: ...
+    def classify(self, inputs: list[Any], texts: Sequence[str] | None = None) -> list[Classification]: ...
     @overload
-    def classify(self, images: Any, texts: Sequence[str]) -> Classification: ...
-    def classify(self, images: Any, texts: Sequence[str]) -> Classification | list[Classification]:
-        """The text that fits each picture best; one of one picture, a list of a list."""
+    def classify(self, inputs: Any, texts: Sequence[str] | None = None) -> Classification: ...
+    def classify(self, inputs: Any, texts: Sequence[str] | None = None) -> Classification | list[Classification]:
+        """The text that fits each picture or sound best, or the model's own class; one of one input, a list of a list.
+
+        Args:
+            inputs: pictures or sounds, whichever the model takes.
+            texts: what to choose from, for models that embed texts; none for models with classes of their own.
+
+        Raises:
+            InputError: no texts.
+            UsageError: the model has no classes of its own, or embeds no texts.
+        """
+        many = is_many(inputs)
+        if texts is None:
+            request = find_request(self.requests, "classify")
+            return cast("Classification", self._one_or_many("classify", {request.inputs[0]: inputs}))
         if isinstance(texts, str) or len(texts) == 0:
             raise InputError("classify takes a list of texts to choose from, one or more")
-        many = is_many(images)
-        scores = self.embed_images(list(images) if many else [images]) @ self.embed_texts(list(texts)).T
+        embed = self.embed_sounds if "embed_audio" in {request.name for request in self.requests} else self.embed_images
+        scores = embed(list(inputs) if many else [inputs]) @ self.embed_texts(list(texts)).T
         found = [
             Classification(texts[int(row.argmax())], int(row.argmax()), tuple(float(score) for score in row))
             for row in scores
         ]
         return found if many else found[0]
 
-    def predict(self, values: Mapping[str, Any]) -> NDArray[np.float32]:
-        """Answer the request that takes the values given, by their names: ``{"image": picture}``, or lists of them.
+    def caption(self, images: Any) -> Any:
+        """A :class:`Generated` text that describes each picture; a list of a list."""
+        return self._one_or_many("caption", {"image": images})
+
+    def answer(self, images: Any, questions: Any) -> Any:
+        """The answer to a question about a picture: a :class:`Classification` or a :class:`Generated`; lists of lists."""
+        return self._one_or_many("answer", {"image": images, "question": questions})
+
+    def transcribe(self, sounds: Any) -> Any:
+        """The :class:`Generated` text that is spoken in each sound; a list of a list."""
+        return self._one_or_many("transcribe", {"audio": sounds})
+
+    def predict(self, values: Mapping[str, Any], request: str | None = None) -> Any:
+        """Answer for values by name (``{"image": picture, "question": text}``), or for lists of them.
+
+        The request is the one that takes exactly these values, where none is named. Embeddings and numbers come as
+        arrays, classes as :class:`Classification`, texts as :class:`Generated`, a class per word as :class:`Tags`.
 
         Raises:
             UsageError: no request takes these values, or several do.
         """
-        fitting = [request.name for request in self.requests if set(request.inputs) == set(values)]
-        if len(fitting) != 1:
-            known = "; ".join(f"{request.name}: {', '.join(request.inputs)}" for request in self.requests)
-            raise UsageError(f"{len(fitting)} requests take {', '.join(values) or 'nothing'}; this package has {known}")
+        if request is None:
+            fitting = [item.name for item in self.requests if _takes(item, values)]
+            if len(fitting) != 1:
+                known = "; ".join(f"{item.name}: {', '.join(item.inputs)}" for item in self.requests)
+                given = ", ".join(values) or "nothing"
+                raise UsageError(f"{len(fitting)} requests take {given}; this package has {known}")
+            request = fitting[0]
+        return self._one_or_many(request, values)
+
+    def _one_or_many(self, name: str, values: Mapping[str, Any]) -> Any:
+        """Answers in a list for lists, one for one; arrays for embeddings and numbers."""
+        request = find_request(self.requests, name)
         many = {is_many(value) for value in values.values()}
         if len(many) > 1:
             raise InputError("give one of each value or a list of each")
-        answers = self.answer(fitting[0], {name: list(v) if True in many else [v] for name, v in values.items()})
-        return answers if True in many else cast("NDArray[np.float32]", answers[0])
+        rows = self.ask(name, {key: list(value) if True in many else [value] for key, value in values.items()})
+        answers = rows if request.answers in ("embeds", "numbers") else as_answers(self.processor, request, rows)
+        return answers if True in many else answers[0]
 
-    def probe(self) -> tuple[dict[str, list[Any]], dict[str, NDArray[np.float32]]]:
+    def probe(self) -> tuple[dict[str, list[Any]], dict[str, NDArray[Any]]]:
         """The probe examples in columns (``id``, ``image``, ``text``), and the teacher's answers by request."""
         folder = self.path / "probe"
         return read_probe(folder), {request.name: read_answers(folder, request.name) for request in self.requests}
@@ -228,18 +187,28 @@ class Package:
         columns, teacher = self.probe()
         checks = {}
         for request in self.requests:
-            found = self.answer(request.name, {name: columns[name] for name in request.inputs})
+            found = self.ask(request.name, {name: columns[name] for name in request.inputs})
             expected = read_expected(self.path / "probe", request.name)
-            lowest = float(cosines(found, expected).min()) if expected is not None else None
+            lowest = float(agreement(request.answers, found, expected).min()) if expected is not None else None
             theirs = teacher[request.name]
-            same_width = theirs.shape == found.shape
-            checks[request.name] = ProbeCheck(lowest, float(cosines(found, theirs).mean()) if same_width else None)
+            comparable = theirs.shape == found.shape or request.answers in ("tokens", "tags")
+            mean = float(agreement(request.answers, found, theirs).mean()) if comparable else None
+            checks[request.name] = ProbeCheck(lowest, mean)
         return checks
 
 
 def is_many(value: Any) -> bool:
-    """Whether a value is several inputs (a list or tuple) rather than one."""
-    return isinstance(value, (list, tuple))
+    """Whether a value is several inputs: a list. A tuple is one (samples and their rate, a film's pictures)."""
+    return isinstance(value, list)
+
+
+def _request(entry: Mapping[str, Any]) -> Request:
+    lists = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
+    return Request(**cast("Any", lists))
+
+
+def _takes(request: Request, values: Mapping[str, Any]) -> bool:
+    return set(request.inputs) - set(request.optional) <= set(values) <= set(request.inputs)
 
 
 def load_package(path: Path | str, *, threads: int | None = None, verify: bool = True) -> Package:

@@ -22,6 +22,7 @@ from mmcompress.data._splits import subset
 from mmcompress.errors import StageError
 from mmcompress.families import Family
 from mmcompress.metrics import Role, Subject
+from mmcompress.package import family_fields
 from mmcompress.recipe import FromRecipe, Recipe, load_recipe
 from mmcompress.runtimes import Precision, Runtime
 from mmcompress.splits import Splits
@@ -234,7 +235,7 @@ class Planner:
         libraries = library_versions("torch", "transformers", "onnx", "onnxscript")
         identity = {
             "model": model.step.key,
-            "family": model.family.component_name(),
+            "family": [model.family.component_name(), model.family.revision_of_code, family_fields(model.family)],
             "libraries": libraries,
             "revision": deploy.EXPORT_REVISION,
         }

@@ -148,7 +148,7 @@ def model_card(subject: Subject, rows: Sequence[Row], recipe: Recipe) -> str:
         "",
         'with mmcompress.load_package("this folder", threads=2) as package:',
         *(
-            f"    package.answer({request.name!r}, ...)  # {', '.join(request.inputs)}"
+            f"    package.ask({request.name!r}, ...)  # {', '.join(request.inputs)}"
             for request in subject.family.requests
         ),
         "```",

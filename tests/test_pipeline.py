@@ -66,7 +66,7 @@ def test_the_copied_package_answers_as_the_report_says(first: runs.Outcome) -> N
     assert "| recall_at_1 | " in (folder / "README.md").read_text()
     with mmcompress.load_package(folder, threads=1) as package:  # both lie outside what the manifest seals
         assert package.embed_texts(["a red star", "a blue ring"]).shape == (2, 20)
-        assert all((check.lowest_cosine or 0.0) > 0.999 for check in package.check_probe().values())
+        assert all((check.lowest or 0.0) > 0.999 for check in package.check_probe().values())
 
 
 def test_other_calibration_rebuilds_quantize_and_compile_alone(first: runs.Outcome, project: Path) -> None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from mmcompress.component import Component, RecipePath, Slot
+from mmcompress.component import JSON, Component, RecipePath, Slot
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,10 @@ Run = Callable[[str, Feeds], Feeds]
 class Processor(Protocol):
     """Preprocessing of one model folder or package: numpy, Pillow and ``tokenizers`` alone.
 
-    It has two halves, so that training can keep what is costly to make and small to keep; ``encode`` is both.
+    It has two halves, so that training can keep what is costly to make and small to keep; ``encode`` is both. What a
+    model is asked and what it shall answer are columns alike: training gives both, a request the first alone. Columns
+    may be given one at a time. The processor of a family that answers with scores has ``classes``, their names; that
+    of one that answers with tokens has ``decode``, tokens [n, s] to n texts.
     """
 
     def compact(self, values: Mapping[str, Sequence[Any]]) -> Feeds:
@@ -57,15 +60,38 @@ class Processor(Protocol):
         ...
 
 
+AnswerKind = Literal["embeds", "scores", "tokens", "tags", "numbers"]
+"""``embeds``: L2-normalised float32 [n, d]. ``scores``: float32 [n, c], the higher the likelier. ``tokens``: int32 [n, s],
+-1 after the last. ``tags``: a class per word, int32 [n, w], -1 after the last. ``numbers``: float32 [n, k]."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What a user asks of a package, in the user's words, with fixed work per example."""
 
     name: str
     inputs: tuple[str, ...]
-    """Raw values per example that it takes: a subset of ``image``, ``text``, ..."""
+    """Raw values per example that it takes: a subset of ``image``, ``text``, ``audio``, ``question``, ..."""
     graphs: tuple[str, ...]
     """Graphs that it runs."""
+    answers: AnswerKind = "embeds"
+    """What a row of its answers is."""
+    length: int | None = None
+    """For ``tokens``: how many are forced when it is timed, so that the work is the same for all models."""
+    optional: tuple[str, ...] = ()
+    """Inputs that may be missing (None for an example) where the model was trained for it."""
+
+
+PADDING = -1
+"""Fills rows of tokens and tags after their last."""
+
+
+def join_rows(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Answers of several calls as one array; rows of whole numbers are filled up with :data:`PADDING`."""
+    if parts[0].dtype.kind == "i" and parts[0].ndim == 2:
+        width = max(part.shape[1] for part in parts)
+        parts = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=PADDING) for part in parts]
+    return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
@@ -81,24 +107,45 @@ class Graph:
     dynamic: Mapping[str, Mapping[int, str]]
     """Axes that vary, by input name: ``{"input_ids": {0: "batch", 1: "sequence"}}``."""
     outputs: tuple[str, ...]
+    variants: tuple[Mapping[str, Tensor], ...] = ()
+    """Further inputs that the exported graph is checked with: the shortest and the longest, an empty past, padding."""
 
 
 class FromTeacher(BaseModel):
     """A student cut from its teacher: fewer layers (evenly spaced, or chosen by index), narrower, with its weights.
 
-    Towers are named by the family; a tower that is not named is kept as it is.
+    Fields are ``<tower>_layers``, ``<tower>_width`` and ``<tower>_feed_forward`` for the towers of the family (its
+    :attr:`Family.cuts`); a tower that is not named is kept as it is.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, int | tuple[int, ...] | None]
 
-    vision_layers: int | tuple[int, ...] | None = None
-    text_layers: int | tuple[int, ...] | None = None
-    vision_width: int | None = None
-    text_width: int | None = None
-    vision_feed_forward: int | None = None
-    text_feed_forward: int | None = None
     init: str = "inherit"
     """``inherit`` takes the teacher's weights; ``random`` takes its shapes alone."""
+
+    @model_validator(mode="after")
+    def _cuts_alone(self) -> FromTeacher:
+        for name, value in (self.model_extra or {}).items():
+            if not name.endswith(("_layers", "_width", "_feed_forward")):
+                raise ValueError(f"unknown key {name!r}; expected init, <tower>_layers, _width or _feed_forward")
+            if isinstance(value, tuple) and not name.endswith("_layers"):
+                raise ValueError(f"{name}: expected one whole number")
+        return self
+
+    def named(self) -> dict[str, int | tuple[int, ...]]:
+        """The cuts that are asked for, by name."""
+        return {name: value for name, value in (self.model_extra or {}).items() if value is not None}
+
+    def layers(self, tower: str) -> int | tuple[int, ...] | None:
+        """How many layers of a tower, or which; None for all."""
+        return self.named().get(f"{tower}_layers")
+
+    def size(self, tower: str, what: Literal["width", "feed_forward"]) -> int | None:
+        """The width or the feed-forward width of a tower; None for the teacher's."""
+        value = self.named().get(f"{tower}_{what}")
+        assert not isinstance(value, tuple)
+        return value
 
 
 @dataclass(frozen=True)
@@ -123,10 +170,6 @@ class Family(Component):
     """A kind of model and, in a recipe, a checkpoint of it: a folder, a hub id, or a config (random weights, by name)."""
 
     kind: ClassVar[str] = "families"
-    requests: ClassVar[tuple[Request, ...]]
-    """What its packages answer; the main request first."""
-    columns: ClassVar[frozenset[str]]
-    """Values that training examples must have."""
 
     path: RecipePath | None = None
     hub: str | None = None
@@ -141,6 +184,21 @@ class Family(Component):
         if (self.hub is None) != (self.revision is None):
             raise ValueError("a hub id needs a revision (a commit or tag), and a revision needs a hub id")
         return self
+
+    @property
+    def requests(self) -> tuple[Request, ...]:
+        """What its packages answer; the main request first."""
+        raise NotImplementedError
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Values that training examples must have: what the model is asked, and what it shall answer."""
+        raise NotImplementedError
+
+    @property
+    def cuts(self) -> frozenset[str]:
+        """What a student cut from a teacher may change: ``vision_layers``, ``decoder_feed_forward``, ..."""
+        return frozenset()
 
     # --- model folders (with torch) ---
 
@@ -186,6 +244,13 @@ class Family(Component):
         """Outputs that :meth:`task_loss` reads."""
         raise NotImplementedError
 
+    def default_losses(self) -> tuple[JSON, ...]:
+        """The losses of a distillation that names none, as a recipe writes them.
+
+        CLIP-KD's best three (arXiv:2307.12732), which feed on embeddings of pictures and texts.
+        """
+        return ({"feature_mse": {"weight": 4.0}}, "icl", "contrastive_kl")
+
     # --- compressing and exporting (with torch) ---
 
     def prunable(self, model: torch.nn.Module) -> list[Prunable]:
@@ -195,6 +260,10 @@ class Family(Component):
     def graphs(self, model: torch.nn.Module) -> list[Graph]:
         """The graphs that the model is exported as."""
         raise NotImplementedError
+
+    def traced(self, model: torch.nn.Module) -> list[Graph]:
+        """The graphs that pruning traces and counts; others than :meth:`graphs` where those hold a cache."""
+        return self.graphs(model)
 
     # --- answering (numpy alone) ---
 
@@ -206,8 +275,11 @@ class Family(Component):
         """Files of a model folder that a package needs to preprocess and answer."""
         raise NotImplementedError
 
-    def answer(self, run: Run, request: str, feeds: Feeds) -> NDArray[np.float32]:
-        """Answer a request for encoded examples: one row per example."""
+    def answer(self, run: Run, request: str, feeds: Feeds, length: int | None = None) -> NDArray[Any]:
+        """Answer a request for encoded examples: one row per example, of the request's kind.
+
+        ``length`` forces that many tokens (timing); otherwise a sequence ends where the model ends it.
+        """
         raise NotImplementedError
 
 

@@ -118,7 +118,11 @@ def load_strictly(model: torch.nn.Module, weights: Mapping[str, Tensor], where: 
         for name, tensor in weights.items()
         if name in own and own[name].shape != tensor.shape
     ]
-    types = [f"{name} is {tensor.dtype}" for name, tensor in weights.items() if not tensor.is_floating_point()]
+    types = [
+        f"{name} is {tensor.dtype}"
+        for name, tensor in weights.items()
+        if not tensor.is_floating_point() and (name not in own or own[name].is_floating_point())
+    ]
     problems = [
         f"  {len(names)} {what}: {_first(names)}"
         for what, names in (

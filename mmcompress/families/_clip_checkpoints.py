@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmcompress.component import nearest
-from mmcompress.errors import InputError, UsageError
-from mmcompress.families import Family
+from mmcompress.errors import InputError
+from mmcompress.families import Family, _transformers
 from mmcompress.families._checkpoints import copy_files, load_strictly, read_weights, source_folder, write_weights
 from mmcompress.families._images import PREPROCESSOR_FILES, read_image_settings, read_object
-from mmcompress.families._structure import (
-    STRUCTURE,
-    apply_structure,
-    describe_structure,
-    fold_into_config,
-    read_structure,
-    write_structure,
-)
+from mmcompress.families._structure import STRUCTURE
 from mmcompress.families._texts import TOKENIZER_FILES, load_tokenizer
 from mmcompress.store import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ATTENTION = ("sdpa", "eager")
+ARCHITECTURE = _transformers.Architecture(
+    "clip", {"clip": "CLIPModel", "siglip": "SiglipModel"}, (*PREPROCESSOR_FILES, *TOKENIZER_FILES)
+)
 _MODEL_TYPES = ("clip", "siglip")
 _CONVERTED = ("siglip2",)
 
@@ -168,34 +162,19 @@ def build(folder: Path, attention: str = "sdpa", seed: int = 0) -> Any:
     Raises:
         InputError: a configuration that transformers refuses.
     """
-    model = build_from_config(read_object(folder / "config.json"), str(folder / "config.json"), attention, seed)
-    structure = read_structure(folder)
-    if structure is not None:
-        apply_structure(model, structure, folder / STRUCTURE)
-    return model
+    return _with_head(_transformers.build(folder, ARCHITECTURE, attention, seed), str(folder / "config.json"))
 
 
 def build_from_config(config: Mapping[str, Any], where: str, attention: str = "sdpa", seed: int = 0) -> Any:
     """The untrained model of a configuration, in FP32."""
-    import torch
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
-
     check_model_type(config, where)
-    if attention not in ATTENTION:
-        raise UsageError(f"unknown attention {attention!r}; known: {', '.join(ATTENTION)}")
-    kinds: dict[str, tuple[Any, Any]] = {"clip": (CLIPConfig, CLIPModel), "siglip": (SiglipConfig, SiglipModel)}
-    config_class, model_class = kinds[config["model_type"]]
-    try:
-        parsed = config_class.from_dict(dict(config))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = model_class._from_config(parsed, attn_implementation=attention, dtype=torch.float32)
-    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{where}: transformers refuses this configuration: {error}") from None
-    if config["model_type"] == "siglip" and not parsed.vision_config.vision_use_head:
+    return _with_head(_transformers.build_from_config(config, where, ARCHITECTURE, attention, seed), where)
+
+
+def _with_head(model: Any, where: str) -> Any:
+    if model.config.model_type == "siglip" and not model.config.vision_config.vision_use_head:
         raise InputError(f"{where}: vision_use_head is false; without its pooling head the model gives no embeddings")
-    return model.eval()
+    return model
 
 
 def load_model(folder: Path, attention: str) -> Any:
@@ -207,18 +186,4 @@ def load_model(folder: Path, attention: str) -> Any:
 
 def save_model(model: Any, source: Path, folder: Path) -> None:
     """See :meth:`mmcompress.families.clip.Clip.save`."""
-    import torch
-
-    def untrained(config: dict[str, Any]) -> Any:
-        with torch.device("meta"):
-            return build_from_config(config, str(source / "config.json"))
-
-    copy_files(source, folder, (*PREPROCESSOR_FILES, *TOKENIZER_FILES))
-    config = read_object(source / "config.json")
-    structure = describe_structure(model, untrained(config))
-    if structure is not None:
-        full = json.loads(untrained(config).config.to_json_string(use_diff=False))
-        config, structure = fold_into_config(full, model, untrained)
-    write_json(folder / "config.json", config)
-    write_structure(folder, structure)
-    write_weights(model.state_dict(), folder)
+    _transformers.save_model(model, source, folder, ARCHITECTURE)

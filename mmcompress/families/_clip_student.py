@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from mmcompress.families._clip_model import TOWERS
 from mmcompress.families._images import PREPROCESSOR_FILES
 from mmcompress.families._structure import STRUCTURE
 from mmcompress.families._texts import TOKENIZER_FILES
+from mmcompress.families._transformers import choose_layers
 from mmcompress.store import write_json
 
 if TYPE_CHECKING:
@@ -110,16 +111,9 @@ def _mix(
 # --- what is left --------------------------------------------------------------------------------------------------
 
 
-def evenly_spaced(have: int, keep: int) -> tuple[int, ...]:
-    """``keep`` of ``have`` layers, the first and the last included; of one, the first, which knows its input."""
-    if keep == 1:
-        return (0,)
-    return tuple(round(index * (have - 1) / (keep - 1)) for index in range(keep))
-
-
 def _resolve(model: Any, tower: str, cut: FromTeacher) -> TowerCut:
     config = getattr(model.config, f"{tower}_config")
-    layers, width, units = (getattr(cut, f"{tower}_{name}") for name in ("layers", "width", "feed_forward"))
+    layers, width, units = cut.layers(tower), cut.size(tower, "width"), cut.size(tower, "feed_forward")
     head = config.hidden_size // config.num_attention_heads
     if width is not None and not (head <= width <= config.hidden_size and width % head == 0):
         raise UsageError(
@@ -130,28 +124,12 @@ def _resolve(model: Any, tower: str, cut: FromTeacher) -> TowerCut:
         raise UsageError(f"{tower}_feed_forward: {units} is not possible\n  expected 1 to {config.intermediate_size}")
     width = config.hidden_size if width is None else width
     return TowerCut(
-        layers=_layers(tower, layers, config.num_hidden_layers),
+        layers=choose_layers(tower, layers, config.num_hidden_layers),
         width=width,
         heads=width // head,
         feed_forward=config.intermediate_size if units is None else units,
-        named=any(getattr(cut, f"{tower}_{name}") is not None for name in ("layers", "width", "feed_forward")),
+        named=any(name.startswith(f"{tower}_") for name in cut.named()),
     )
-
-
-def _layers(tower: str, asked: int | Sequence[int] | None, have: int) -> tuple[int, ...]:
-    if asked is None:
-        return tuple(range(have))
-    if isinstance(asked, int):
-        if not 1 <= asked <= have:
-            raise UsageError(f"{tower}_layers: {asked} is not possible: the teacher has {have}\n  expected 1 to {have}")
-        return evenly_spaced(have, asked)
-    chosen = tuple(asked)
-    if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= have:
-        raise UsageError(
-            f"{tower}_layers: {list(chosen)} is not possible: the teacher has {have} layers\n"
-            f"  expected indices from 0 to {have - 1} in rising order, each once"
-        )
-    return chosen
 
 
 def _student_config(model: Any, cuts: Mapping[str, TowerCut]) -> dict[str, Any]:

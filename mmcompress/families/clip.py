@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,11 +33,23 @@ _INPUTS = {"vision_model": ("pixel_values",), "text_model": ("input_ids", "atten
 class Clip(Family):
     """A model that embeds pictures and texts in one space: CLIP, SigLIP, SigLIP 2, open_clip's ViT models."""
 
-    columns: ClassVar[frozenset[str]] = frozenset({"image", "texts"})
-    requests: ClassVar[tuple[Request, ...]] = (
-        Request("embed_image", ("image",), ("vision_model",)),
-        Request("embed_text", ("text",), ("text_model",)),
-    )
+    @property
+    def requests(self) -> tuple[Request, ...]:
+        """Embeddings of pictures and of texts."""
+        return (
+            Request("embed_image", ("image",), ("vision_model",)),
+            Request("embed_text", ("text",), ("text_model",)),
+        )
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Pictures with texts."""
+        return frozenset({"image", "texts"})
+
+    @property
+    def cuts(self) -> frozenset[str]:
+        """Layers, width and feed-forward width of both towers."""
+        return frozenset(f"{t}_{what}" for t in ("vision", "text") for what in ("layers", "width", "feed_forward"))
 
     def identity(self) -> JSON:
         """The fields by digest; a ``config`` file together with the processing files beside it."""
@@ -94,7 +106,11 @@ class Clip(Family):
     # --- training ---
 
     def outputs(self, model: torch.nn.Module, batch: Mapping[str, Tensor], want: frozenset[str]) -> Outputs:
-        """Forward; a tower of which nothing is wanted is not run. ``hidden_states`` are those after each layer."""
+        """Forward; a tower of which nothing is wanted is not run. ``hidden_states`` are those after each layer.
+
+        Raises:
+            UsageError: an output that there is none of, or attention maps of a model that was loaded with SDPA.
+        """
         from mmcompress.families._clip_model import outputs
 
         unknown = sorted(want - self.provides() - {"fusion.logit_bias"})
@@ -103,9 +119,9 @@ class Clip(Family):
         return outputs(model, batch, want)
 
     def provides(self) -> frozenset[str]:
-        """Every output; SigLIP checkpoints also give ``fusion.logit_bias``."""
-        parts = ("vision.embeds", "vision.hidden_states", "text.embeds", "text.hidden_states")
-        return frozenset({*parts, "fusion.logit_scale"})
+        """Every output; SigLIP checkpoints also give ``fusion.logit_bias``. Attention maps need ``attention: eager``."""
+        what = ("embeds", "hidden_states", "attentions", "mask")
+        return frozenset({f"{tower}.{name}" for tower in ("vision", "text") for name in what} | {"fusion.logit_scale"})
 
     def task_loss(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> Tensor:
         """CLIP's symmetric cross entropy, or SigLIP's pairwise sigmoid loss where the model has a bias.
@@ -151,7 +167,7 @@ class Clip(Family):
         """Configuration, tokenizer and picture settings, as far as the folder has them."""
         return [name for name in ("config.json", *PROCESSING_FILES) if (folder / name).is_file()]
 
-    def answer(self, run: Run, request: str, feeds: Feeds) -> NDArray[np.float32]:
+    def answer(self, run: Run, request: str, feeds: Feeds, length: int | None = None) -> NDArray[np.float32]:
         """L2-normalised embeddings [n, d] of the encoded pictures or texts."""
         if request not in _GRAPHS:
             raise UsageError(f"clip answers no {request!r}; it answers: {', '.join(_GRAPHS)}")

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,8 @@ from types import TracebackType
 from typing import Any
 
 from mmcompress import component
-from mmcompress.errors import InputError, StageError
+from mmcompress._values import store_value
+from mmcompress.errors import StageError
 from mmcompress.metrics import Subject
 
 PAUSE_SECONDS = 0.02
@@ -220,22 +220,13 @@ def _visits(
 
 
 def write_inputs(values: Mapping[str, Sequence[Any]], folder: Path) -> None:
-    """Write raw values for the timed processes: pictures as PNG (or copied, where they are files), texts as JSON.
+    """Write raw values for the timed processes: see :func:`mmcompress._values.store_value`.
 
     Raises:
         InputError: values of a kind that cannot be handed over.
     """
-    written: dict[str, Any] = {}
-    for name, column in values.items():
-        if name == "image":
-            written[name] = [f"{index}.png" for index in range(len(column))]
-            for file, image in zip(written[name], column, strict=True):
-                if isinstance(image, Path):
-                    shutil.copyfile(image, folder / file)
-                else:
-                    image.save(folder / file, format="PNG", compress_level=1)
-        elif all(isinstance(item, str) for item in column):
-            written[name] = list(column)
-        else:
-            raise InputError(f"latency cannot hand over inputs named {name!r}; it knows pictures and texts")
+    written = {
+        name: [store_value(value, folder, f"{name}-{index}") for index, value in enumerate(column)]
+        for name, column in values.items()
+    }
     (folder / "values.json").write_text(json.dumps(written), encoding="utf-8")

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from mmcompress import component
+from mmcompress._ask import TimedRun, find_request
+from mmcompress._values import restore_value
 from mmcompress.errors import MmcompressError
 from mmcompress.families import Feeds
 from mmcompress.measure import Opened, open_subject
 from mmcompress.metrics import Subject
-from mmcompress.package import TimedRun
 
 SETTLE_CALLS = 2
 """Calls before each block that are not counted: the other sides had the caches."""
@@ -71,7 +72,8 @@ class Worker:
 
     def block(self, request: str, batch: int, calls: int, scope: str) -> list[float]:
         """Milliseconds per call: inside the engine for ``engine``, preprocessing and answer for ``end_to_end``."""
-        answer, processor = self.opened.family.answer, self.opened.processor
+        family, processor = self.opened.family, self.opened.processor
+        length = find_request(family.requests, request).length
         feeds = self._feeds(request, batch)
         start = self.cursors.get((request, batch), 0)
         self.cursors[request, batch] = start + calls
@@ -79,12 +81,12 @@ class Worker:
         for call in range(start, start + calls):
             if scope == "engine":
                 self.timed.seconds = 0.0
-                answer(self.timed, request, feeds[call % len(feeds)])
+                family.answer(self.timed, request, feeds[call % len(feeds)], length)
                 times.append(self.timed.seconds)
                 continue
             raw = self._raw(request, batch, call % len(feeds))
             started = time.perf_counter()
-            answer(self.opened.run, request, processor.encode(raw))
+            family.answer(self.opened.run, request, processor.encode(raw), length)
             times.append(time.perf_counter() - started)
         return [round(seconds * 1000, 5) for seconds in times]
 
@@ -106,18 +108,9 @@ class Worker:
 
 
 def read_inputs(folder: Path) -> dict[str, list[Any]]:
-    """Raw values as :func:`mmcompress.metrics._timing.write_inputs` wrote them."""
-    from PIL import Image
-
+    """Raw values as :func:`mmcompress.metrics._timing.write_inputs` wrote them; pictures decoded."""
     values: dict[str, list[Any]] = json.loads((folder / "values.json").read_text(encoding="utf-8"))
-    if "image" in values:
-        pictures = []
-        for name in values["image"]:
-            with Image.open(folder / name) as image:
-                image.load()
-                pictures.append(image.copy())
-        values["image"] = pictures
-    return values
+    return {name: [restore_value(value, folder, pictures=True) for value in column] for name, column in values.items()}
 
 
 def _open(spec: Mapping[str, Any]) -> Worker:

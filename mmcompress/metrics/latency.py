@@ -100,8 +100,8 @@ def raw_inputs(sides: Sequence[Subject], bench: Bench, names: Sequence[str]) -> 
         probes = read_probe(package.folder / "probe")
         return {name: probes[name] for name in names}
     positions = np.unique(np.linspace(0, len(bench.test) - 1, INPUTS).round().astype(int))
-    sources = {"text": "texts"}
-    lacking = [name for name in names if sources.get(name, name) not in bench.test.columns]
+    offered = bench.test.columns | ({"text"} if "texts" in bench.test.columns else set())
+    lacking = [name for name in names if name not in offered]
     if lacking:
         raise InputError(f"latency needs {', '.join(lacking)}, which the test data lack")
     return raw_values([bench.test[int(position)] for position in positions], names)

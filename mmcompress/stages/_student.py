@@ -91,6 +91,16 @@ def student_problems(student: FromTeacher | Family | None, model: Family | None,
     """A cut without a teacher, a stage without any model."""
     if isinstance(student, FromTeacher) and teacher is None:
         return [(("student", CUT), "there is no teacher to cut a student from")]
+    if isinstance(student, FromTeacher) and teacher is not None:
+        known = sorted(teacher.cuts)
+        return [
+            (
+                ("student", CUT, name),
+                f"{teacher.component_name()} has no {name}{component.nearest(name, known)}; known: {', '.join(known)}",
+            )
+            for name in student.named()
+            if name not in teacher.cuts
+        ]
     if student is None and model is None:
         return [(("student",), "there is no model so far; expected a student such as `clip: {config: config.json}`")]
     return []

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, cast
 
 from pydantic import Field
 
-from mmcompress.component import JSON
+from mmcompress.component import JSON, parse
 from mmcompress.errors import UsageError
 from mmcompress.families import Family
-from mmcompress.losses import AnyLoss
-from mmcompress.losses.contrastive_kl import ContrastiveKL
-from mmcompress.losses.feature_mse import FeatureMSE
-from mmcompress.losses.icl import ICL
+from mmcompress.losses import AnyLoss, Loss
 from mmcompress.losses.task import Task
 from mmcompress.stages import Stage, StageInput
 from mmcompress.stages._student import Student, begin, student_family, student_problems
@@ -27,10 +24,11 @@ class Distill(TrainingFields, Stage):
 
     student: Student = None
     """``from_teacher: {...}`` cuts one from the teacher; any family component; the model so far where absent."""
-    losses: tuple[AnyLoss, ...] = Field((FeatureMSE(weight=4.0), ICL(), ContrastiveKL()), min_length=1)
-    """The weighted terms. The default is CLIP-KD's best three (arXiv:2307.12732), which feed on embeddings."""
-    teacher_outputs: TeacherOutputs = "cached"
-    """``cached`` asks the teacher once about every example and keeps the answers; ``online`` asks it at every step."""
+    losses: Annotated[tuple[AnyLoss, ...], Field(min_length=1)] | None = None
+    """The weighted terms; the family's own choice where none are named (see :meth:`Family.default_losses`)."""
+    teacher_outputs: TeacherOutputs | None = None
+    """``cached`` asks the teacher once about every example and keeps the answers; ``online`` asks it at every step.
+    Where neither is said, ``cached`` if the losses allow it."""
     freeze: tuple[str, ...] = ()
     """Modules or parameters that stay as they are, by prefix of their names (``text_model``)."""
 
@@ -40,18 +38,32 @@ class Distill(TrainingFields, Stage):
         if teacher is None:
             return [*problems, ((), "there is no teacher; expected a `teacher`, or a stage before that makes one")]
         family = student_family(self.student, model, teacher)
-        if family is not None:
-            problems += self.training_problems(family, self.losses)
-            problems += self._unfed(family, teacher)
+        if family is None:
+            return problems
+        losses = self.terms(family)
+        problems += self.training_problems(family, losses)
+        problems += self._unfed(losses, family, teacher)
         if self.teacher_outputs == "cached":
-            problems += self._not_stored()
-        if all(isinstance(loss, Task) or loss.weight == 0 for loss in self.losses):
+            problems += self._not_stored(losses)
+        if all(isinstance(loss, Task) or loss.weight == 0 for loss in losses):
             problems.append((("losses",), "none compares with the teacher; expected one that does, or `finetune`"))
         return problems
 
-    def _unfed(self, student: Family, teacher: Family) -> Problems:
+    def terms(self, family: Family) -> tuple[Loss, ...]:
+        """The losses for a student of a family: those named, or the family's own choice."""
+        if self.losses is not None:
+            return self.losses
+        return tuple(cast("Loss", parse("losses", value)) for value in family.default_losses())
+
+    def asking(self, family: Family) -> TeacherOutputs:
+        """Whether the teacher's outputs are stored or asked for at every step."""
+        if self.teacher_outputs is not None:
+            return self.teacher_outputs
+        return "online" if self._not_stored(self.terms(family)) else "cached"
+
+    def _unfed(self, losses: Sequence[Loss], student: Family, teacher: Family) -> Problems:
         problems: Problems = []
-        for index, loss in enumerate(self.losses):
+        for index, loss in enumerate(losses):
             for role, family in (("student", student), ("teacher", teacher)):
                 missing = loss.needs() - family.provides()
                 if missing:
@@ -62,14 +74,14 @@ class Distill(TrainingFields, Stage):
                     problems.append((("losses", index, loss.component_name()), message))
         return problems
 
-    def _not_stored(self) -> Problems:
+    def _not_stored(self, losses: Sequence[Loss]) -> Problems:
         problems: Problems = []
         if self.augment != "none":
             message = (
                 "cached teacher outputs are of pictures as they are: expected `augment: none` for now, or `online`"
             )
             problems.append((("teacher_outputs",), message))
-        for index, loss in enumerate(self.losses):
+        for index, loss in enumerate(losses):
             long = sorted(name for name in loss.needs() if name.endswith(PER_TOKEN))
             if long:
                 message = f"{', '.join(long)} cannot be cached; expected `teacher_outputs: online`"
@@ -89,6 +101,6 @@ class Distill(TrainingFields, Stage):
         if given.teacher is None:
             raise UsageError("distill: there is no teacher\n  Name a `teacher` in the recipe.")
         student = begin(self.student, given)
-        return train(
-            Training(self, given, student, self.losses, given.teacher, self.teacher_outputs, freeze=self.freeze)
-        )
+        losses, asking = self.terms(student.family), self.asking(student.family)
+        facts = train(Training(self, given, student, losses, given.teacher, asking, freeze=self.freeze))
+        return {**facts, "teacher_outputs": asking}

@@ -329,7 +329,7 @@ _UNITS: tuple[Unit, ...] = ("macs", "parameters")
 
 def _dependencies(family: Family, model: nn.Module, parts: Sequence[Part]) -> Dependencies:
     wanted = [item for item in family.prunable(model) if ("feed_forward" if item.heads is None else "heads") in parts]
-    return Dependencies(model, family.graphs(model), wanted)
+    return Dependencies(model, family.traced(model), wanted)
 
 
 def _parameters(model: nn.Module) -> int:

@@ -13,12 +13,14 @@ import pytest
 from pydantic import ValidationError
 
 from mmcompress import component
+from mmcompress._sound import Sound
 from mmcompress.errors import InputError, StageError
 from mmcompress.metrics import Bench, Role, Subject
 from mmcompress.metrics._timing import Job, Plan, _visits, time_sides, write_inputs
 from mmcompress.metrics._timing_worker import read_inputs
 from mmcompress.metrics.latency import Latency
 from mmcompress.metrics.size import Size
+from mmcompress.package import FORMAT
 from mmcompress.runtimes import facts_of
 from mmcompress.store import write_json
 
@@ -67,7 +69,7 @@ def make_package(plain: Any, tmp_path: Path) -> Callable[..., Subject]:
         (probe / "examples.jsonl").write_text("\n".join(lines))
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         manifest = {
-            "format": 1,
+            "format": FORMAT,
             "family": "plain",
             "family_fields": {},
             "target": {**facts_of(runtime), "fields": {}},
@@ -203,8 +205,14 @@ def test_inputs_survive_the_way_to_another_process(tmp_path: Path) -> None:
     assert values["text"] == ["a", "ü"]
     assert [found.mode for found in values["image"]] == ["RGBA", "RGB"]
     assert np.array_equal(np.asarray(values["image"][0]), pixels)
-    with pytest.raises(InputError, match="sound"):
-        write_inputs({"sound": [np.zeros(3)]}, tmp_path)
+    sound, film = Sound(np.linspace(-1, 1, 7, dtype=np.float32), 8000), tuple(pictures)
+    write_inputs({"audio": [sound], "frames": [film], "series": [pixels[0]], "gap": [None]}, tmp_path)
+    values = read_inputs(tmp_path)
+    assert np.array_equal(values["audio"][0].samples, sound.samples) and values["audio"][0].rate == 8000
+    assert [frame.size for frame in values["frames"][0]] == [(5, 4), (5, 4)]
+    assert np.array_equal(values["series"][0], pixels[0]) and values["gap"] == [None]
+    with pytest.raises(InputError, match="odd-0.*object"):
+        write_inputs({"odd": [object()]}, tmp_path)
 
 
 @pytest.mark.unit

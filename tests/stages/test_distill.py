@@ -115,14 +115,17 @@ def test_problems_are_found_before_anything_runs(tmp_path: Path) -> None:
 
     assert told() == []
     assert told(teacher=None)[0][1].startswith("there is no teacher")
-    assert told(augment="crop")[0][0] == ("teacher_outputs",)
-    assert told(augment="crop", teacher_outputs="online") == []
+    assert told(augment="crop", teacher_outputs="cached")[0][0] == ("teacher_outputs",)
+    assert told(augment="crop") == told(augment="crop", teacher_outputs="online") == []
+    assert Distill(augment="crop").asking(clip) == "online"
+    assert Distill().asking(clip) == "cached"
     assert told(batch_size=1)[0][0] == ("batch_size",)
     assert told(losses=["task"])[0][0] == ("losses",)
     unfed = told(losses=["icl", "logits_kl"])
     assert [where for where, _ in unfed] == [("losses", 1, "logits_kl")] * 2
     assert "fusion.logits" in unfed[0][1]
-    masked = told(losses=[{"logits_kl": {"output": "decoder.logits", "mask": "decoder.mask"}}])
+    sequence = {"logits_kl": {"output": "decoder.logits", "mask": "decoder.mask"}}
+    masked = told(losses=[sequence], teacher_outputs="cached")
     assert any("online" in message for _, message in masked)
 
 
@@ -131,7 +134,9 @@ def test_fields_of_nested_losses_are_in_dump_and_identity() -> None:
     stage = Distill(losses=[{"contrastive_kl": {"temperature": 3.0}}, "task"])
     assert Distill.model_validate(stage.model_dump(mode="json")) == stage
     assert stage.identity() != Distill(losses=["contrastive_kl", "task"]).identity()
-    assert all(isinstance(loss, Loss) for loss in Distill().losses)
+    default = Distill().terms(Clip(path=Path()))
+    assert [loss.component_name() for loss in default] == ["feature_mse", "icl", "contrastive_kl"]
+    assert all(isinstance(loss, Loss) for loss in default)
 
 
 def test_without_a_teacher(tmp_path: Path) -> None:

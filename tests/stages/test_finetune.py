@@ -103,7 +103,7 @@ def test_problems_are_found_before_anything_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("student", "where", "message"),
     [
-        ({"from_teacher": {"layers": 3}}, ("student", "from_teacher", "layers"), "Extra inputs"),
+        ({"from_teacher": {"layers": 3}}, ("student", "from_teacher"), "unknown key 'layers'"),
         ({"from_teachers": {}}, ("student",), "did you mean 'from_teacher'"),
         ({"clip": {"pat": "x"}}, ("student", "clip", "pat"), "Extra inputs"),
         ({"from_teacher": 3}, ("student",), "as a mapping"),

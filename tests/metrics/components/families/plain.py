@@ -30,5 +30,5 @@ class Plain(Family):
     def package_files(self, folder: Path) -> list[str]:
         return []
 
-    def answer(self, run: Run, request: str, feeds: Feeds) -> Any:
+    def answer(self, run: Run, request: str, feeds: Feeds, length: int | None = None) -> Any:
         return run("net", feeds)["y"]
