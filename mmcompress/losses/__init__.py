@@ -2,26 +2,26 @@
 
 Outputs are named ``<part>.<what>``; shapes, with
 
-- b: batch (examples), s: tokens, d: width, c: classes, l: layers
+- b: batch (examples), s: tokens, d: width, c: classes, l: layers, h: heads
 
-======================  =============  ===========================================================
-name                    shape          meaning
-======================  =============  ===========================================================
-vision.embeds           [b, d]         L2-normalised embeddings of pictures (also audio., fusion.)
-text.embeds             [b, d]         L2-normalised embeddings of texts
-fusion.logit_scale      []             what similarities are multiplied with (already exponentiated)
-fusion.logit_bias       []             what is added after that (SigLIP)
-<part>.logits           [b, c]         class logits; [b, s, c] for sequences
-<part>.mask             [b, s]         1 where a token counts
-<part>.hidden_states    l x [b, s, d]  one per layer
-<part>.attentions       l x [b, h, s, s]
-======================  =============  ===========================================================
+======================  ================  ==============================================================
+name                    shape             meaning
+======================  ================  ==============================================================
+vision.embeds           [b, d]            L2-normalised embeddings of pictures (also audio., fusion.)
+text.embeds             [b, d]            L2-normalised embeddings of texts
+fusion.logit_scale      []                what similarities are multiplied with (already exponentiated)
+fusion.logit_bias       []                what is added after that (SigLIP)
+<part>.logits           [b, c]            class logits; [b, s, c] for sequences
+<part>.mask             [b, s]            1 where a token or frame counts
+<part>.hidden_states    l x [b, s, d]     one per layer
+<part>.attentions       l x [b, h, s, s]  after the softmax: one per layer, a row per query
+======================  ================  ==============================================================
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -44,6 +44,25 @@ class Loss(Component):
     def needs(self) -> frozenset[str]:
         """Names of the outputs that both student and teacher must give; checked when the recipe is read."""
         raise NotImplementedError
+
+    def attention(self) -> Literal["eager"] | None:
+        """The attention that both models must be loaded with: ``eager`` where maps are read, which SDPA does not give."""
+        return "eager" if any(name.endswith(".attentions") for name in self.needs()) else None
+
+    def accumulates(self) -> bool:
+        """Whether a batch's loss adds up from its parts: their mean, each weighted by :meth:`count`.
+
+        False for a loss that compares the examples of a batch with each other: that one needs the outputs of the whole
+        batch at once. It is also the answer that is never wrong, and so what a loss says that says nothing.
+        """
+        return False
+
+    def count(self, student: Outputs) -> Tensor:
+        """How many things :meth:`compute` takes the mean of in a batch, []: its examples, or the tokens that count."""
+        import torch
+
+        first = student[min(name for name in self.needs() if name != "fusion.logit_scale")]
+        return torch.tensor(float(len(first[0] if isinstance(first, (tuple, list)) else first)))
 
     def projection(self, student: Outputs, teacher: Outputs) -> torch.nn.Module | None:
         """A trainable module for this loss (a projection where widths differ), or None. It is not part of the student."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,3 +30,20 @@ class Projections(torch.nn.Module):
             return embeds
         projected: Tensor = self.maps[key](embeds)
         return normalize(projected, dim=-1)
+
+
+class LayerProjections(torch.nn.Module):
+    """A linear map (no bias) from the student's width to the teacher's for each pair of layers whose widths differ."""
+
+    def __init__(self, widths: Sequence[tuple[int, int]]) -> None:
+        """``widths``: (student's width, teacher's width) of each pair."""
+        super().__init__()
+        self.maps = torch.nn.ModuleList(
+            torch.nn.Identity() if student == teacher else torch.nn.Linear(student, teacher, bias=False)
+            for student, teacher in widths
+        )
+
+    def forward(self, pair: int, states: Tensor) -> Tensor:
+        """[b, s, student's width] to [b, s, teacher's width]."""
+        projected: Tensor = self.maps[pair](states)
+        return projected

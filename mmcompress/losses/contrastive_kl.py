@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from mmcompress.losses import Loss, Outputs
+from mmcompress.losses._chunked import WHOLE_BATCH, summed_over_rows
+from mmcompress.losses._divergence import Direction
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Direction = Literal["forward", "reverse"]
 Sides = Literal["both", "image_to_text", "text_to_image"]
+NAMES = ("vision.embeds", "text.embeds", "fusion.logit_scale")
 
 
 class ContrastiveKL(Loss):
@@ -22,20 +24,24 @@ class ContrastiveKL(Loss):
     temperature: float = Field(2.0, gt=0)
     """Divides the similarities, after each model's own learned scale."""
     direction: Direction = "forward"
-    """``forward`` is KL(teacher || student), ``reverse`` is KL(student || teacher)."""
+    """``forward`` is KL(teacher || student), ``reverse`` is KL(student || teacher), ``jensen_shannon`` lies between."""
     sides: Sides = "both"
     """Over the texts of each picture (``image_to_text``), the pictures of each text, or the mean of the two."""
 
     def needs(self) -> frozenset[str]:
         """Both embeddings and the scale. A bias shifts all similarities alike, and a softmax does not see it."""
-        return frozenset({"vision.embeds", "text.embeds", "fusion.logit_scale"})
+        return frozenset(NAMES)
 
     def compute(self, student: Outputs, teacher: Outputs, projection: torch.nn.Module | None) -> Tensor:
-        """:func:`contrastive_kl` of the two models' similarities."""
-        names = ("vision.embeds", "text.embeds", "fusion.logit_scale")
+        """:func:`contrastive_kl` of the two models' similarities; in blocks where the batch is large."""
+        ours, theirs = ([outputs[name] for name in NAMES] for outputs in (student, teacher))
+        if len(ours[0]) > WHOLE_BATCH:
+            return contrastive_kl_in_blocks(
+                ours, theirs, temperature=self.temperature, direction=self.direction, sides=self.sides
+            )
         return contrastive_kl(
-            similarities(*(student[name] for name in names)),
-            similarities(*(teacher[name] for name in names)),
+            similarities(*ours),
+            similarities(*theirs),
             temperature=self.temperature,
             direction=self.direction,
             sides=self.sides,
@@ -62,7 +68,8 @@ def contrastive_kl(
         student: scaled similarities [b, b] (row: picture, column: text).
         teacher: the same of the teacher, [b, b].
         temperature: T; the result is multiplied with T^2, so that gradients keep their size (arXiv:1503.02531).
-        direction: ``forward``: KL(teacher || student); ``reverse``: KL(student || teacher).
+        direction: ``forward``: KL(teacher || student); ``reverse``: KL(student || teacher); ``jensen_shannon``: see
+            :func:`mmcompress.losses._divergence.divergence`.
         sides: softmax over rows (``image_to_text``), over columns (``text_to_image``), or the mean of both.
 
     Returns:
@@ -76,3 +83,39 @@ def contrastive_kl(
     if sides != "image_to_text":
         terms.append(logits_kl(student.T, teacher.T, temperature=temperature, direction=direction))
     return terms[0] if len(terms) == 1 else (terms[0] + terms[1]) / 2
+
+
+def contrastive_kl_in_blocks(
+    student: list[Tensor],
+    teacher: list[Tensor],
+    *,
+    temperature: float = 2.0,
+    direction: Direction = "forward",
+    sides: Sides = "both",
+    rows: int | None = None,
+) -> Tensor:
+    """:func:`contrastive_kl` of similarities that are made, and differentiated, a block of rows at a time.
+
+    Args:
+        student: its pictures [b, d] and texts [b, d], L2-normalised, and its scale [].
+        teacher: the same of the teacher, of any width.
+        temperature: as there.
+        direction: as there.
+        sides: as there.
+        rows: rows per block, see :func:`mmcompress.losses._chunked.summed_over_rows`.
+    """
+    from mmcompress.losses.logits_kl import logits_kl
+
+    count = len(student[0])
+
+    def term(block: slice, *tensors: Tensor) -> Tensor:
+        (image, text, scale), (teacher_image, teacher_text, teacher_scale) = tensors[:3], tensors[3:]
+        pairs = []
+        if sides != "text_to_image":
+            pairs.append((scale * image[block] @ text.T, teacher_scale * teacher_image[block] @ teacher_text.T))
+        if sides != "image_to_text":
+            pairs.append((scale * text[block] @ image.T, teacher_scale * teacher_text[block] @ teacher_image.T))
+        kls = [logits_kl(ours, theirs, temperature=temperature, direction=direction) for ours, theirs in pairs]
+        return sum(kls[1:], kls[0]) * (len(pairs[0][0]) / (count * len(kls)))
+
+    return summed_over_rows(term, [*student, *teacher], rows=rows)

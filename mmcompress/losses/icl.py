@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmcompress.losses import Loss, Outputs
+from mmcompress.losses._chunked import summed_over_rows
+from mmcompress.losses._embeddings import BOTH, alike, embedding_projections, projected
 
 if TYPE_CHECKING:
     import torch
@@ -16,25 +18,27 @@ class ICL(Loss):
 
     def needs(self) -> frozenset[str]:
         """Both embeddings and the scale."""
-        return frozenset({"vision.embeds", "text.embeds", "fusion.logit_scale"})
+        return frozenset({*BOTH, "fusion.logit_scale"})
 
     def projection(self, student: Outputs, teacher: Outputs) -> torch.nn.Module | None:
         """Linear maps to the teacher's widths, or None where they are equal."""
-        from mmcompress.losses._modules import Projections
-
-        widths = {name: (student[name].shape[-1], teacher[name].shape[-1]) for name in ("vision.embeds", "text.embeds")}
-        return Projections(widths) if any(a != b for a, b in widths.values()) else None
+        return embedding_projections(BOTH, student, teacher)
 
     def compute(self, student: Outputs, teacher: Outputs, projection: torch.nn.Module | None) -> Tensor:
         """:func:`icl` of the (projected) student's embeddings."""
-        image, text = (
-            student[name] if projection is None else projection(name, student[name])
-            for name in ("vision.embeds", "text.embeds")
-        )
+        image, text = (projected(name, student, projection) for name in BOTH)
         return icl(image, text, teacher["vision.embeds"], teacher["text.embeds"], teacher["fusion.logit_scale"])
 
 
-def icl(image: Tensor, text: Tensor, teacher_image: Tensor, teacher_text: Tensor, scale: Tensor) -> Tensor:
+def icl(
+    image: Tensor,
+    text: Tensor,
+    teacher_image: Tensor,
+    teacher_text: Tensor,
+    scale: Tensor,
+    *,
+    rows: int | None = None,
+) -> Tensor:
     """Interactive contrastive learning (CLIP-KD, arXiv:2307.12732, "Interactive Contrastive Learning").
 
     CLIP-KD learns one more scale for these similarities; here it is the teacher's own, which is learned already.
@@ -48,6 +52,7 @@ def icl(image: Tensor, text: Tensor, teacher_image: Tensor, teacher_text: Tensor
         teacher_image: [b, d].
         teacher_text: [b, d].
         scale: what similarities are multiplied with, [].
+        rows: rows per block, see :func:`mmcompress.losses._chunked.summed_over_rows`.
 
     Returns:
         A scalar: the mean of cross entropy of the student's pictures against the teacher's texts and of the student's
@@ -55,17 +60,13 @@ def icl(image: Tensor, text: Tensor, teacher_image: Tensor, teacher_text: Tensor
     """
     from torch.nn.functional import cross_entropy
 
-    same = (alike(teacher_text) | alike(teacher_image)).to(image.dtype)
-    target = same / same.sum(dim=1, keepdim=True)
-    pictures = cross_entropy(scale * image @ teacher_text.T, target)
-    texts = cross_entropy(scale * text @ teacher_image.T, target)
-    return (pictures + texts) / 2
+    def term(
+        block: slice, image: Tensor, text: Tensor, teacher_image: Tensor, teacher_text: Tensor, scale: Tensor
+    ) -> Tensor:
+        same = alike(teacher_text[block], teacher_text) | alike(teacher_image[block], teacher_image)
+        target = same / same.sum(dim=1, keepdim=True).to(image.dtype)
+        pictures = cross_entropy(scale * image[block] @ teacher_text.T, target, reduction="sum")
+        texts = cross_entropy(scale * text[block] @ teacher_image.T, target, reduction="sum")
+        return (pictures + texts) / (2 * len(image))
 
-
-def alike(embeds: Tensor, tolerance: float = 1e-6) -> Tensor:
-    """Which embeddings are the same up to rounding: bool [b, b], true on the diagonal. ``embeds``: [b, d]."""
-    import torch
-
-    # Exact differences rather than 1 - cos: near equality, cos has lost half of its digits.
-    distance: Tensor = torch.cdist(embeds, embeds, compute_mode="donot_use_mm_for_euclid_dist")
-    return distance.square() <= tolerance
+    return summed_over_rows(term, [image, text, teacher_image, teacher_text, scale], rows=rows)

@@ -4,40 +4,40 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
-from mmcompress.losses import Loss, Outputs
+from mmcompress.losses import Outputs
+from mmcompress.losses._divergence import Direction, divergence, masked_mean
+from mmcompress.losses._logits import LogitsLoss
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Direction = Literal["forward", "reverse"]
+Outcomes = Literal["exclusive", "independent"]
 
 
-class LogitsKL(Loss):
+class LogitsKL(LogitsLoss):
     """The student's class probabilities follow the teacher's, softened by a temperature."""
 
-    temperature: float = Field(2.0, gt=0)
     direction: Direction = "forward"
-    """``forward`` is KL(teacher || student), ``reverse`` is KL(student || teacher)."""
-    output: str = Field("fusion.logits", pattern=r"^[a-z_]+\.logits$")
-    """The logits, [b, c] or [b, s, c]."""
-    mask: str | None = Field(None, pattern=r"^[a-z_]+\.mask$")
-    """For sequences, the output that tells which tokens count (``decoder.mask``); all do where it is absent."""
-
-    def needs(self) -> frozenset[str]:
-        """The logits, and the mask where one is named."""
-        return frozenset({self.output} if self.mask is None else {self.output, self.mask})
+    """``forward`` is KL(teacher || student), ``reverse`` is KL(student || teacher), ``jensen_shannon`` lies between."""
+    outcomes: Outcomes = "exclusive"
+    """``exclusive``: one of the classes (softmax); ``independent``: each class by itself (sigmoid), as models are trained
+    by binary cross entropy."""
 
     def compute(self, student: Outputs, teacher: Outputs, projection: torch.nn.Module | None) -> Tensor:
-        """:func:`logits_kl`; both models saw the same tokens, so that the student's mask serves."""
+        """:func:`logits_kl`, with the student's mask.
+
+        Raises:
+            UsageError: the models give logits of other tokens, frames or classes.
+        """
+        ours, theirs = self.logits(student, teacher)
         return logits_kl(
-            student[self.output],
-            teacher[self.output],
+            ours,
+            theirs,
             temperature=self.temperature,
             direction=self.direction,
-            mask=None if self.mask is None else student[self.mask],
+            outcomes=self.outcomes,
+            mask=self.mask_of(student),
         )
 
 
@@ -47,31 +47,38 @@ def logits_kl(
     *,
     temperature: float = 2.0,
     direction: Direction = "forward",
+    outcomes: Outcomes = "exclusive",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """T^2 KL of softened class probabilities (Hinton et al., arXiv:1503.02531, section 2).
+    """T^2 times a divergence of softened class probabilities (Hinton et al., arXiv:1503.02531, section 2).
 
     Args:
-        student: logits [b, c] or [b, s, c].
+        student: logits z [b, c] or [b, s, c].
         teacher: the same shape.
         temperature: T; the factor T^2 keeps the size of the gradients.
-        direction: ``forward``: KL(teacher || student); ``reverse``: KL(student || teacher).
+        direction: ``forward``: KL(teacher || student); ``reverse``: KL(student || teacher); ``jensen_shannon``: see
+            :func:`mmcompress.losses._divergence.divergence`.
+        outcomes: ``exclusive``: probabilities softmax(z / T) of the c classes; ``independent``: c Bernoulli
+            distributions with probability sigmoid(z / T), whose divergences p log(p / q) + (1 - p) log((1 - p) / (1 - q))
+            add up. (The binary cross entropy of q against p is that plus the entropy of p.)
         mask: [b, s], 1 where a token counts; for [b, s, c] alone.
 
     Returns:
         A scalar: summed over the classes, averaged over the examples or over the tokens that count.
     """
-    from torch.nn.functional import kl_div, log_softmax
+    import torch
+    from torch.nn.functional import log_softmax, logsigmoid
 
     if mask is not None and student.ndim != 3:
-        raise ValueError(f"a mask [b, s] needs logits [b, s, c], got {tuple(student.shape)}")
-    of_student = log_softmax(student / temperature, dim=-1)
-    of_teacher = log_softmax(teacher / temperature, dim=-1)
-    # kl_div(input, target) is KL(target || input).
-    first, second = (of_student, of_teacher) if direction == "forward" else (of_teacher, of_student)
-    each = kl_div(first, second, reduction="none", log_target=True).sum(dim=-1)
-    scale = temperature**2
-    if mask is None:
-        return each.mean() * scale
-    counts = mask.to(each.dtype)
-    return (each * counts).sum() / counts.sum().clamp(min=1) * scale
+        raise ValueError(f"a mask [b, s] needs logits [b, s, c], got {list(student.shape)}")
+
+    def logarithms(logits: Tensor) -> Tensor:
+        softened = logits / temperature
+        if outcomes == "exclusive":
+            return log_softmax(softened, dim=-1)
+        return torch.stack([logsigmoid(softened), logsigmoid(-softened)], dim=-1)
+
+    each = divergence(logarithms(student), logarithms(teacher), direction)
+    if outcomes == "independent":
+        each = each.sum(dim=-1)
+    return masked_mean(each, mask) * temperature**2
