@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mmcompress.errors import StageError
+from mmcompress.runtimes._axes import Bounds, bounds_of, write_bounds
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -37,7 +38,7 @@ def export_graph(graph: Graph, path: Path) -> dict[str, int]:
     constant_shapes(program)
     strip(program)
     save(program, path)
-    return fold_constants(path)
+    return fold_constants(path, bounds_of(graph))
 
 
 def _trace(graph: Graph) -> onnx_ir.Model:
@@ -180,12 +181,12 @@ def save(program: onnx_ir.Model, path: Path) -> None:
     onnx_ir.save(program, path, external_data=None if size < INLINE_BYTES else f"{path.name}.data")
 
 
-def fold_constants(path: Path) -> dict[str, int]:
+def fold_constants(path: Path, bounds: Bounds) -> dict[str, int]:
     """Compute what depends on weights alone, in place; gives how many operators of each type are left.
 
     The exporter leaves large and split constants to the runtime, and a weight that is cut at run time is quantized
     nowhere. ONNX Runtime's basic optimizations fold all of them and keep to standard operators. Graphs whose weights
-    lie beside them stay as they are.
+    lie beside them stay as they are. The file keeps the bounds of its axes.
     """
     import onnx
     import onnxruntime
@@ -206,5 +207,6 @@ def fold_constants(path: Path) -> dict[str, int]:
     del model.opset_import[:]
     model.opset_import.extend(used)
     del model.graph.value_info[:]
+    write_bounds(model, bounds)
     onnx.save(model, path)
     return dict(sorted(Counter(node.op_type for node in model.graph.node).items()))

@@ -6,6 +6,7 @@
     ├── UsageError          exit 2: a recipe, an option or an input is wrong; the user can mend it
     │   ├── RecipeError     every mistake found in a recipe, with line and path
     │   ├── InputError      a checkpoint, a data set or a package that cannot be used
+    │   │   └── NotRunnableHere   a package that is sound, and made for another machine
     │   └── MissingExtra    a library that is not installed, with the extra that brings it
     └── StageError          exit 3: a stage could not finish (disk, memory, divergence, a failed check)
 
@@ -33,6 +34,10 @@ class UsageError(MmcompressError):
 
 class InputError(UsageError):
     """A checkpoint, a data set or a package cannot be used as it is."""
+
+
+class NotRunnableHere(InputError):
+    """A package is made for another machine: measuring goes on without it, and its rows say why."""
 
 
 class RecipeError(UsageError):

@@ -197,7 +197,7 @@ def candidates(annotation: Any, folder: Path) -> Iterator[Any]:
     if annotation is Path:
         yield from (str(folder / "one.jsonl"), str(folder / "two.jsonl"), str(folder / "other"))
     if annotation is str:
-        yield from ("image", "text", "other", "{text}", "x86-avx2", "text.logits", "text.mask")
+        yield from ("image", "text", "other", "{text}", "x86-avx2", "sm89", "text.logits", "text.mask")
     yield from (True, False, 2, 3, 1, 0, 48, 64, 0.25, 0.75, 1.5, [2], [3, 4], ["image"], ["{text}"], ["a {}"])
     yield from (["text.embeds"], ["vision.embeds"], {"text": "a"}, {"a": ["b"]}, 8000)
     yield from ([{name: {}}] for name in component.names("losses"))
@@ -207,6 +207,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "patience": {"patience": 1, "evaluations": 3},
     "student": {"student": {"from_teacher": {"text_layers": 1}}},
     "towers": {"towers": {"text": 0.5}},
+    "shapes": {"shapes": {"batch": [1, 2, 4]}},
     "parts": {"parts": ["heads"]},
     "styles": {"styles": ["zh"]},
     "recover": {"recover": {"losses": ["feature_mse"], "steps": 3}},

@@ -13,6 +13,7 @@ from mmcompress.component import JSON, Component, Slot
 from mmcompress.families import Feeds
 
 Precision = Literal["fp32", "int8"]
+TableForm = Literal["cast", "dequantize"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Scheme:
     """INT32 biases; TensorRT refuses them."""
     float_outputs: tuple[str, ...] = ()
     """Operator types whose outputs stay float: no rounding, and no kernel to undo it before a float operator."""
+    tables: TableForm = "cast"
+    """How INT8 embedding tables are read: rows, then ``Cast`` and ``Mul``, or ``DequantizeLinear`` before ``Gather``."""
 
 
 class Session(Protocol):
@@ -76,6 +79,14 @@ class Runtime(Component):
         """The INT8 scheme that this runtime runs fast on the machine class."""
         raise NotImplementedError
 
+    def here(self) -> str | None:
+        """This machine's class; None where nothing that it compiles can run."""
+        return self.model_copy(update={"machine": None}).machine_class()
+
+    def runs_here(self) -> bool:
+        """Whether what it compiles for its machine class can be opened on this machine."""
+        return self.machine_class() == self.here()
+
     def versions(self) -> Mapping[str, str]:
         """Versions of the libraries that compile, for the key."""
         raise NotImplementedError
@@ -93,7 +104,8 @@ class Runtime(Component):
         """Open the engines of a package folder.
 
         Raises:
-            InputError: an engine is missing, or was built for another machine class or version.
+            InputError: an engine is missing, or was built for another version.
+            NotRunnableHere: it is for another machine.
         """
         raise NotImplementedError
 

@@ -1,7 +1,8 @@
-"""What kind of CPU this is, as far as it decides how an INT8 graph must be quantized."""
+"""What kind of CPU this is, as far as it decides how an INT8 graph must be quantized, and which NVIDIA GPU is here."""
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from functools import cache
 from pathlib import Path
@@ -31,3 +32,33 @@ def x86_class(cpuinfo: str) -> str:
     if {"avx512f", "avx512bw"} <= flags:
         return "x86-avx512"
     return "x86-avx2" if "avx2" in flags else "x86"
+
+
+_DRIVERS = ("libcuda.so.1", "nvcuda.dll")
+_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
+"""Of ``CUdevice_attribute`` in NVIDIA's cuda.h."""
+
+
+@cache
+def gpu_class() -> str | None:
+    """The first NVIDIA GPU's class by its compute capability, ``sm86``; None where no driver finds one."""
+    driver = _driver()
+    device = ctypes.c_int()
+    if driver is None or driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    found = []
+    for attribute in (_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR):
+        value = ctypes.c_int()
+        if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
+            return None
+        found.append(str(value.value))
+    return "sm" + "".join(found)
+
+
+def _driver() -> ctypes.CDLL | None:
+    for name in _DRIVERS:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    return None

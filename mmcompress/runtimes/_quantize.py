@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from mmcompress.errors import StageError
 from mmcompress.families import Feeds
-from mmcompress.runtimes import Scheme
+from mmcompress.runtimes import Scheme, TableForm
+from mmcompress.runtimes._axes import read_bounds, write_bounds
 
 if TYPE_CHECKING:
     import onnx
@@ -35,7 +36,8 @@ def quantize_graph(
     import onnx
 
     model = onnx.load(source)
-    tables = quantize_tables(model, nodes_to_exclude)
+    bounds = read_bounds(model)
+    tables = quantize_tables(model, nodes_to_exclude, scheme.tables)
     weighted = weighted_nodes(model)
     chosen = [node.name for node in weighted if node.op_type in scheme.operators and node.name not in nodes_to_exclude]
     if not chosen:
@@ -43,8 +45,9 @@ def quantize_graph(
     _quantize_static(model, chosen, scheme, feeds, output)
     quantized = onnx.load(output)
     _strip(quantized)
+    write_bounds(quantized, bounds)
     onnx.save(quantized, output)
-    int8 = _int8_products(quantized)
+    int8 = int8_products(quantized)
     missing = sorted(set(chosen) - int8)
     if missing:
         raise StageError(f"{source.name}: the quantizer left {len(missing)} operators in float: {', '.join(missing)}")
@@ -104,7 +107,7 @@ def _quantize_static(
         root.setLevel(level)
 
 
-def _int8_products(model: onnx.ModelProto) -> set[str]:
+def int8_products(model: onnx.ModelProto) -> set[str]:
     """Names of the products both of whose factors are dequantized."""
     dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     return {
@@ -116,7 +119,6 @@ def _int8_products(model: onnx.ModelProto) -> set[str]:
 
 def _strip(model: onnx.ModelProto) -> None:
     del model.graph.value_info[:]
-    del model.metadata_props[:]
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
@@ -125,13 +127,14 @@ def _strip(model: onnx.ModelProto) -> None:
 # --- embedding tables ----------------------------------------------------------------------------------------------
 
 
-def quantize_tables(model: onnx.ModelProto, nodes_to_exclude: Collection[str] = ()) -> list[str]:
+def quantize_tables(
+    model: onnx.ModelProto, nodes_to_exclude: Collection[str] = (), form: TableForm = "cast"
+) -> list[str]:
     """Embedding tables to INT8 with a scale per row, in place; gives the names of the Gather nodes that read them.
 
-    A table of one scale would give rare words few of its 255 steps. ``Gather`` reads INT8 rows and their scales, and
-    ``Cast`` and ``Mul`` make floats of what was read alone; every ONNX runtime has these operators.
+    A table of one scale would give rare words few of its 255 steps.
     """
-    from onnx import helper, numpy_helper
+    from onnx import numpy_helper
 
     initializers = {initializer.name: initializer for initializer in model.graph.initializer}
     uses = {name: sum(name in node.input for node in model.graph.node) for name in initializers}
@@ -141,21 +144,43 @@ def quantize_tables(model: onnx.ModelProto, nodes_to_exclude: Collection[str] = 
         if table is None or node.name in nodes_to_exclude or uses[table.name] > 1 or not _is_table(node, table):
             continue
         rows, scales = quantize_rows(numpy_helper.to_array(table))
-        name, indices, output = table.name, node.input[1], node.output[0]
         model.graph.initializer.remove(table)
-        model.graph.initializer.append(numpy_helper.from_array(rows, f"{name}_int8"))
-        model.graph.initializer.append(numpy_helper.from_array(scales, f"{name}_scales"))
+        model.graph.initializer.append(numpy_helper.from_array(rows, f"{table.name}_int8"))
+        model.graph.initializer.append(
+            numpy_helper.from_array(scales if form == "cast" else scales[:, 0], f"{table.name}_scales")
+        )
+        parts = (_cast_rows if form == "cast" else _dequantize_table)(node)
         del model.graph.node[index]
-        parts = [
-            helper.make_node("Gather", [f"{name}_int8", indices], [f"{output}_int8"], f"{node.name}_int8"),
-            helper.make_node("Gather", [f"{name}_scales", indices], [f"{output}_scale"], f"{node.name}_scale"),
-            helper.make_node("Cast", [f"{output}_int8"], [f"{output}_cast"], f"{node.name}_cast", to=1),
-            helper.make_node("Mul", [f"{output}_cast", f"{output}_scale"], [output], f"{node.name}_mul"),
-        ]
         for offset, part in enumerate(parts):
             model.graph.node.insert(index + offset, part)
         found.append(node.name)
     return found[::-1]
+
+
+def _cast_rows(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """INT8 rows and their scales are read, and floats made of what was read alone."""
+    from onnx import helper
+
+    (name, indices), output = node.input, node.output[0]
+    return [
+        helper.make_node("Gather", [f"{name}_int8", indices], [f"{output}_int8"], f"{node.name}_int8"),
+        helper.make_node("Gather", [f"{name}_scales", indices], [f"{output}_scale"], f"{node.name}_scale"),
+        helper.make_node("Cast", [f"{output}_int8"], [f"{output}_cast"], f"{node.name}_cast", to=1),
+        helper.make_node("Mul", [f"{output}_cast", f"{output}_scale"], [output], f"{node.name}_mul"),
+    ]
+
+
+def _dequantize_table(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """The table is dequantized as a weight is, and read after that; a compiler may swap the two."""
+    from onnx import helper
+
+    (name, indices), output = node.input, node.output[0]
+    return [
+        helper.make_node(
+            "DequantizeLinear", [f"{name}_int8", f"{name}_scales"], [f"{name}_float"], f"{node.name}_dequantize", axis=0
+        ),
+        helper.make_node("Gather", [f"{name}_float", indices], [output], node.name),
+    ]
 
 
 def _is_table(node: onnx.NodeProto, table: onnx.TensorProto) -> bool:
