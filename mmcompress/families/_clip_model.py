@@ -16,13 +16,18 @@ TOWERS = ("vision", "text")
 
 
 def outputs(model: torch.nn.Module, batch: Mapping[str, Tensor], want: frozenset[str]) -> dict[str, Any]:
-    """The wanted outputs by name: embeddings in FP32 also under autocast, ``hidden_states`` one [b, s, d] per layer."""
+    """The wanted outputs by name: embeddings in FP32 also under autocast, one tensor per layer for hidden states and maps.
+
+    Raises:
+        UsageError: attention maps of a model that was loaded with another attention than eager; a bias of a CLIP model.
+    """
     result: dict[str, Any] = {}
     for tower, names in (("vision", ("pixel_values",)), ("text", ("input_ids", "attention_mask"))):
-        if not any(name.startswith(f"{tower}.") for name in want):
-            continue
-        inputs = {name: batch[name] for name in names if name in batch}
-        result.update(_tower_outputs(model, tower, inputs, f"{tower}.hidden_states" in want))
+        of_tower = {name.removeprefix(f"{tower}.") for name in want if name.startswith(f"{tower}.")}
+        if of_tower:
+            inputs = {name: batch[name] for name in names if name in batch}
+            given = _tower_outputs(model, tower, inputs, of_tower)
+            result.update({f"{tower}.{name}": value for name, value in given.items()})
     result["fusion.logit_scale"] = model.get_parameter("logit_scale").float().exp().reshape(())
     if hasattr(model, "logit_bias"):
         result["fusion.logit_bias"] = model.get_parameter("logit_bias").float().reshape(())
@@ -31,16 +36,27 @@ def outputs(model: torch.nn.Module, batch: Mapping[str, Tensor], want: frozenset
     return result
 
 
-def _tower_outputs(model: Any, tower: str, inputs: dict[str, Tensor], hidden: bool) -> dict[str, Any]:
+def _tower_outputs(model: Any, tower: str, inputs: dict[str, Tensor], want: set[str]) -> dict[str, Any]:
     from torch.nn.functional import normalize
 
-    given = getattr(model, f"{tower}_model")(**inputs, output_hidden_states=hidden)
+    hidden, maps = "hidden_states" in want, "attentions" in want
+    given = getattr(model, f"{tower}_model")(**inputs, output_hidden_states=hidden, output_attentions=maps)
     projection = getattr(model, {"vision": "visual_projection", "text": "text_projection"}[tower], None)
     embeds = given.pooler_output if projection is None else projection(given.pooler_output)
-    result: dict[str, Any] = {f"{tower}.embeds": normalize(embeds.float(), dim=-1)}
+    result: dict[str, Any] = {"embeds": normalize(embeds.float(), dim=-1)}
     if hidden:
         # transformers' first entry is the embeddings, before any layer.
-        result[f"{tower}.hidden_states"] = tuple(given.hidden_states[1:])
+        result["hidden_states"] = tuple(given.hidden_states[1:])
+    if maps:
+        if len(given.attentions) < len(getattr(model, f"{tower}_model").encoder.layers):
+            raise UsageError(
+                f"{tower}.attentions come from eager attention alone\n  Set `attention: eager` in the stage."
+            )
+        result["attentions"] = tuple(given.attentions)
+    if "mask" in want:
+        # Pictures have no padding, and SigLIP's text tower was trained to see its own: all positions count.
+        states = given.last_hidden_state
+        result["mask"] = inputs.get("attention_mask", states.new_ones(states.shape[:2]))
     return result
 
 
@@ -117,6 +133,7 @@ def graphs(model: Any) -> list[Graph]:
 
     texts = sample_texts(model)
     axes = {0: "batch"} if len(texts) == 1 else {0: "batch", 1: "sequence"}
+    lengths = (2, model.config.text_config.max_position_embeddings) if len(axes) > 1 else ()
     vision = Graph(
         name="vision_model",
         module=ImageEmbedder(model).eval(),
@@ -130,6 +147,7 @@ def graphs(model: Any) -> list[Graph]:
         inputs=texts,
         dynamic=dict.fromkeys(texts, axes),
         outputs=("text_embeds",),
+        variants=tuple(sample_texts(model, length=length) for length in lengths),
     )
     return [vision, text]
 

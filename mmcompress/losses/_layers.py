@@ -69,10 +69,13 @@ class LayerLoss(Loss):
         """The outputs of each layer of the student and of its counterpart.
 
         Raises:
-            UsageError: as :func:`layer_map`.
+            UsageError: as :func:`layer_map`; or a model gave no layers.
         """
         ours, theirs = student[self.output], teacher[self.output]
         name = self.component_name()
+        for role, layers in (("student", ours), ("teacher", theirs)):
+            if not layers:
+                raise UsageError(f"{name}: the {role} gave no {self.output}; maps come from eager attention alone")
         chosen = layer_map(name, len(ours), len(theirs), self.student_layers, self.teacher_layers)
         return [(ours[one], theirs[other]) for one, other in chosen]
 

@@ -31,7 +31,7 @@ def cut(teacher: Path, folder: Path, seed: int = 0, **fields: Any) -> dict[str, 
 
 def outputs(folder: Path) -> Any:
     family = Clip(path=folder)
-    model = family.load(folder)
+    model = family.load(folder, attention="eager")
     batch = {name: tensor for graph in family.graphs(model) for name, tensor in graph.inputs.items()}
     with torch.inference_mode():
         return family.outputs(model, batch, family.provides())

@@ -165,3 +165,11 @@ def test_models_with_other_tokens_are_named(loss: LayerLoss) -> None:
     teacher: dict[str, Any] = {**student, loss.output: tuple(cut(layer) for layer in student[loss.output])}
     with pytest.raises(UsageError, match=rf"{loss.component_name()}: the student's {loss.output} are \[7, 6"):
         loss.compute(student, teacher, None)
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_maps_that_sdpa_did_not_give_are_named(role: str) -> None:
+    both = {name: random_outputs(AttentionKL().needs(), 1) for name in ("student", "teacher")}
+    both[role]["vision.attentions"] = ()
+    with pytest.raises(UsageError, match=rf"attention_kl: the {role} gave no vision.attentions; .* eager attention"):
+        AttentionKL().compute(both["student"], both["teacher"], None)
