@@ -125,12 +125,12 @@ def test_no_blanket_except(file: Path) -> None:
 
 @each(FILES)
 def test_heavy_libraries_are_imported_where_they_are_needed(file: Path) -> None:
-    if file.name == "_modules.py":
+    if file.name.endswith("_modules.py"):
         return
     for node in at_import(tree(file).body):
         for module in imported(node):
             assert module.split(".")[0] not in HEAVY, f"line {node.lineno}: {module}"
-            assert not module.endswith("._modules"), f"line {node.lineno}: {module} imports torch"
+            assert not module.endswith("_modules"), f"line {node.lineno}: {module} imports torch"
 
 
 @each(FILES)
@@ -177,7 +177,7 @@ def test_importing_does_nothing(tmp_path: Path) -> None:
     modules = [
         ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for file in FILES
-        if file.name not in ("_modules.py", "__main__.py")
+        if not file.name.endswith("_modules.py") and file.name != "__main__.py"
     ]
     assert len(modules) >= 30
     arguments = [sys.executable, "-c", IMPORT_ALL, json.dumps(modules), json.dumps(sorted(HEAVY))]
