@@ -54,8 +54,8 @@ class Content:
     length: int
 
 
-def locate(folder: Path, name: str) -> Source:
-    """The picture ``name`` below a folder: ``a/b.png``, or ``archive.zip/b.png`` for a member.
+def locate(folder: Path, name: str, what: str = "picture") -> Source:
+    """The file ``name`` below a folder: ``a/b.png``, or ``archive.zip/b.png`` for a member.
 
     Raises:
         InputError: the name leads out of the folder, or nothing is there.
@@ -69,17 +69,17 @@ def locate(folder: Path, name: str) -> Source:
         file = folder.joinpath(*path.parts[:depth])
         if part.lower().endswith(".zip") and depth < len(path.parts) and file.is_file():
             _check_archive(folder, file)
-            return _member(file, "/".join(path.parts[depth:]))
+            return _member(file, "/".join(path.parts[depth:]), what)
     file = folder / path
     if not file.is_file():
-        raise InputError(f"picture not found: {file}")
+        raise InputError(f"{what} not found: {file}")
     _check_inside(folder, file, name)
     return Source(file)
 
 
 def _check_inside(folder: Path, file: Path, name: str) -> None:
     if not file.resolve().is_relative_to(_resolved(folder)):
-        raise InputError(f"{name!r} leads out of {folder} by a link\n  Name the folder that really holds the pictures.")
+        raise InputError(f"{name!r} leads out of {folder} by a link\n  Name the folder that really holds it.")
 
 
 @lru_cache(maxsize=256)
@@ -92,10 +92,10 @@ def _resolved(folder: Path) -> Path:
     return folder.resolve()
 
 
-def _member(archive: Path, member: str) -> Source:
+def _member(archive: Path, member: str, what: str) -> Source:
     names = _archive(archive).NameToInfo
     if member not in names:
-        raise InputError(f"picture not found: no member {member!r} among the {len(names)} of {archive}")
+        raise InputError(f"{what} not found: no member {member!r} among the {len(names)} of {archive}")
     return Source(archive, member)
 
 
@@ -156,10 +156,11 @@ def decode(source: Source, *, quick: bool = False) -> Image:
     Raises:
         InputError: naming the file: not a picture of :data:`FORMATS`, damaged, too large, more than 8 bits per channel.
     """
-    return _decode(read_bytes(source), source.name, quick)
+    return decode_bytes(read_bytes(source), source.name, quick=quick)
 
 
-def _decode(data: bytes, name: str, quick: bool) -> Image:
+def decode_bytes(data: bytes, name: str, *, quick: bool = False) -> Image:
+    """As :func:`decode`, of a file's bytes; ``name`` is for messages."""
     require("PIL", "cpu")
     from PIL import Image, UnidentifiedImageError
 
@@ -182,6 +183,14 @@ def _decode(data: bytes, name: str, quick: bool) -> Image:
         raise InputError(f"{name}: cannot be decoded ({reason})\n  Expected one of {', '.join(FORMATS)}.") from None
 
 
+def header(data: bytes) -> tuple[int, int, str]:
+    """Width, height and mode of a picture that can be decoded, without decoding it."""
+    from PIL import Image
+
+    with Image.open(BytesIO(data), formats=FORMATS) as image:
+        return image.width, image.height, image.mode
+
+
 def examine(sources: Sequence[Source]) -> list[Content | InputError]:
     """Read and decode every picture once, in threads: what each one is, or what is wrong with it."""
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
@@ -200,7 +209,7 @@ def _examine(source: Source) -> Content | InputError:
 @lru_cache(maxsize=1 << 20)
 def _examined(source: Source, stamp: tuple[int, int]) -> Content:
     data = read_bytes(source)
-    _decode(data, source.name, quick=True)
+    decode_bytes(data, source.name, quick=True)
     return Content(zlib.crc32(data), len(data))
 
 
