@@ -14,7 +14,9 @@ USUAL: Mapping[str, Any] = {
     "gallery_of": "own",
     "split": "test",
     "part": "total",
+    "class": None,
     "subset": None,
+    "damage": None,
     "masked": None,
 }
 """Conditions that are meant where no others are named; besides, the main request and the smallest batch."""
@@ -36,6 +38,11 @@ def choose(rows: Sequence[Row], conditions: Mapping[str, str], request: str | No
     if "reference" not in conditions and any(row.reference == "fp32" for row in found):
         found = [row for row in found if row.reference == "fp32"]
     return found
+
+
+def _is_usual(row: Row) -> bool:
+    """Whether a row is about everything, and not about one class, a part of the examples, or damaged ones."""
+    return all(row.conditions.get(key) is None for key, value in USUAL.items() if value is None)
 
 
 def _condition(row: Row, key: str) -> Any:
@@ -91,7 +98,7 @@ def models(rows: Sequence[Row]) -> list[Model]:
 
 def columns(rows: Sequence[Row]) -> list[Column]:
     """What stands side by side: quality with what is kept of the first metric, then sizes, times and speed-ups."""
-    metrics = list(dict.fromkeys(row.metric for row in rows))
+    metrics = list(dict.fromkeys(row.metric for row in rows if _is_usual(row)))
     quality = [name for name in metrics if not name.startswith((*_DERIVED, *_TIMES)) and name not in _COSTS]
     chosen = [Column(name, None, quality=True) for name in quality]
     if quality:

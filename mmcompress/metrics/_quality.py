@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-import numpy as np
-
 from mmcompress.metrics import Row, Scores, Subject
-from mmcompress.metrics._statistics import Estimate, bootstrap_means, drop_estimate, mean_estimate, ratio_estimate
+from mmcompress.metrics._statistics import (
+    Estimate,
+    Floats,
+    Hits,
+    bootstrap_means,
+    drop_estimate,
+    quantity_estimate,
+    ratio_estimate,
+)
 
 TIE = 1e-6
 """Cosines of float32 embeddings that are nearer than this are equal up to rounding."""
@@ -17,12 +24,30 @@ TIE = 1e-6
 
 @dataclass(frozen=True)
 class Column:
-    """One score per example, 0 to 1, of every subject."""
+    """One score per example, 0 to 1, of every subject; the quantity is its mean."""
 
     metric: str
     conditions: Mapping[str, Any] = field(default_factory=dict)
     derived: bool = True
     """Whether retention and drop are told too: of one column per metric, so that a demand means one row."""
+
+
+@dataclass(frozen=True)
+class Statistic(Column):
+    """A quantity that follows from means over the examples, and need be no mean itself: F1, a rate, a root.
+
+    Its interval comes from computing it anew for every resample of the examples.
+    """
+
+    of: Callable[[Floats], Floats] = lambda means: means[..., 0]
+    """Means of the parts [..., k] to the quantity [...]."""
+    samples: str = ""
+    """The samples that it is made of; those of its own name where this is empty."""
+    unit: str = "ratio"
+    higher_is_better: bool = True
+    bounds: tuple[float, float] = (0.0, 1.0)
+    span: float = 1.0
+    """What one example can change at most, were it all; 0 where nothing bounds it."""
 
 
 def teacher_of(subjects: Sequence[Subject]) -> Subject | None:
@@ -43,42 +68,89 @@ def quality_rows(
     note: str = "",
 ) -> list[Row]:
     """Rows of all subjects; ``scores`` holds [n, c] by subject name, over the same examples in the same order."""
-    width = len(columns)
-    means = bootstrap_means(np.hstack([scores[subject.name] for subject in subjects]), seed)
-    replicates = {subject.name: means[:, index * width : (index + 1) * width] for index, subject in enumerate(subjects)}
+    statistics = [
+        Statistic(column.metric, column.conditions, column.derived, of=partial(_column, index=index))
+        for index, column in enumerate(columns)
+    ]
+    return statistic_rows(subjects, statistics, scores, seed, note)
+
+
+def _column(means: Floats, index: int) -> Floats:
+    return means[..., index]
+
+
+def statistic_rows(
+    subjects: Sequence[Subject],
+    statistics: Sequence[Statistic],
+    parts: Mapping[str, Floats | Hits],
+    seed: int,
+    note: str = "",
+) -> list[Row]:
+    """Rows of all subjects, one per statistic, with retention and drop of those that are derived.
+
+    ``parts`` are what the statistics are computed from, [n, k] by subject name, over the same examples in the same order.
+    """
     teacher = teacher_of(subjects)
+    quantities: dict[str, tuple[list[float], list[Floats]]] = {}
+    for subject in subjects:
+        # The same seed gives every subject the same resamples: what stands side by side is paired.
+        own, means = parts[subject.name], bootstrap_means(parts[subject.name], seed)
+        point = own.means() if isinstance(own, Hits) else own.mean(axis=0)
+        values = [float(statistic.of(point)) for statistic in statistics]
+        quantities[subject.name] = values, [statistic.of(means) for statistic in statistics]
     rows = []
     for subject in subjects:
-        for index, column in enumerate(columns):
-            own, own_means = scores[subject.name][:, index], replicates[subject.name][:, index]
-            sample_name = f"{column.metric}/{subject.name}"
-            estimate = mean_estimate(own, own_means, (0.0, 1.0))
-            rows.append(_row(subject, column, column.metric, estimate, samples=sample_name, reason=note))
-            if teacher is None or subject is teacher or not column.derived:
+        values, replicates = quantities[subject.name]
+        for index, statistic in enumerate(statistics):
+            n = len(parts[subject.name])
+            value = quantity_estimate(values[index], n, replicates[index], statistic.span, statistic.bounds)
+            rows.append(_row(subject, statistic, statistic.metric, value, reason=note))
+            if teacher is None or subject is teacher or not statistic.derived:
                 continue
-            base, base_means = scores[teacher.name][:, index], replicates[teacher.name][:, index]
-            retention = ratio_estimate(own, base, (own_means, base_means))
-            rows += [
-                _row(
-                    subject,
-                    column,
-                    f"retention.{column.metric}",
-                    retention,
-                    reference=teacher.name,
-                    samples=sample_name,
-                    reason=note if retention else f"{teacher.name} scores too near zero for a ratio",
-                ),
-                _row(
-                    subject,
-                    column,
-                    f"drop.{column.metric}",
-                    drop_estimate(base, own, (base_means, own_means)),
-                    reference=teacher.name,
-                    samples=sample_name,
-                    reason=note,
-                ),
-            ]
+            base = quantities[teacher.name]
+            pair = ((values[index], base[0][index]), (replicates[index], base[1][index]))
+            rows += _derived_rows(subject, statistic, teacher, n, *pair, note)
     return rows
+
+
+def _derived_rows(
+    subject: Subject,
+    statistic: Statistic,
+    teacher: Subject,
+    n: int,
+    values: tuple[float, float],
+    replicates: tuple[Floats, Floats],
+    note: str,
+) -> list[Row]:
+    """What is kept of the teacher's quantity, and what is lost of it; of errors, how much they grew.
+
+    Where less is better, retention is the teacher's error over the subject's, so that 1 is the same there too.
+    """
+    worse = (values[::-1], replicates[::-1])
+    kept = (values, replicates) if statistic.higher_is_better else worse
+    lost = worse if statistic.higher_is_better else (values, replicates)
+    width = statistic.bounds[1] - statistic.bounds[0]
+    retention = ratio_estimate(kept[0], n, kept[1], statistic.span)
+    drop = drop_estimate(lost[0], n, lost[1], statistic.span, (-width, width))
+    near_zero = f"{teacher.name if statistic.higher_is_better else subject.name} scores too near zero for a ratio"
+    return [
+        _row(
+            subject,
+            replace(statistic, unit="ratio", higher_is_better=True),
+            f"retention.{statistic.metric}",
+            retention,
+            reference=teacher.name,
+            reason=note if retention else near_zero,
+        ),
+        _row(
+            subject,
+            replace(statistic, higher_is_better=False),
+            f"drop.{statistic.metric}",
+            drop,
+            reference=teacher.name,
+            reason=note,
+        ),
+    ]
 
 
 def absent_rows(subjects: Sequence[Subject], columns: Sequence[Column], n: int, reason: str) -> list[Row]:
@@ -101,22 +173,15 @@ def absent_rows(subjects: Sequence[Subject], columns: Sequence[Column], n: int, 
 
 
 def _row(
-    subject: Subject,
-    column: Column,
-    metric: str,
-    estimate: Estimate | None,
-    *,
-    samples: str,
-    reason: str,
-    reference: str = "",
+    subject: Subject, statistic: Statistic, metric: str, estimate: Estimate | None, *, reason: str, reference: str = ""
 ) -> Row:
     return Row(
         **_who(subject),
         metric=metric,
-        conditions={"split": "test", **column.conditions},
+        conditions={"split": "test", **statistic.conditions},
         value=estimate.value if estimate else None,
-        unit="ratio",
-        higher_is_better=not metric.startswith("drop."),
+        unit=statistic.unit,
+        higher_is_better=statistic.higher_is_better,
         status="measured" if estimate else "too_few_samples",
         reason=reason,
         n=estimate.n if estimate else 0,
@@ -124,7 +189,7 @@ def _row(
         one_sided95=estimate.one_sided95 if estimate else None,
         interval_of="example" if estimate else None,
         reference=reference,
-        samples=samples,
+        samples=f"{statistic.samples or statistic.metric}/{subject.name}",
     )
 
 

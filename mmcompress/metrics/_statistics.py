@@ -44,59 +44,87 @@ class Estimate:
 # --- over examples -------------------------------------------------------------------------------------------------
 
 
-def bootstrap_means(scores: Floats, seed: int, resamples: int = RESAMPLES) -> Floats:
-    """Means of ``scores`` [n, c] over resampled examples: [r, c]. Columns share their resamples, so they stay paired."""
+@dataclass(frozen=True)
+class Hits:
+    """A table of zeros and ones [n, k] of which few are ones: where they stand. Whether a class was right, and the like."""
+
+    n: int
+    k: int
+    rows: NDArray[np.int64]
+    """The example of each one."""
+    columns: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return self.n
+
+    def means(self, weights: Floats | None = None) -> Floats:
+        """Means of the columns [k]; of examples that count ``weights`` times [n] each, where they are given."""
+        counted = None if weights is None else weights[self.rows]
+        return np.bincount(self.columns, counted, minlength=self.k) / self.n
+
+
+def bootstrap_means(scores: Floats | Hits, seed: int, resamples: int = RESAMPLES) -> Floats:
+    """Means of ``scores`` [n, c] over resampled examples: [r, c].
+
+    Columns share their resamples, and so do other scores of as many examples at the same seed: they stay paired.
+    """
+    if isinstance(scores, Hits):
+        counts = (row for rows in _resampled(scores.n, seed, resamples) for row in rows)
+        return np.stack([scores.means(row) for row in counts])
     if scores.ndim != 2 or len(scores) == 0:
         raise ValueError(f"expected scores [n, c] of at least one example, got shape {scores.shape}")
-    n = len(scores)
+    return np.concatenate([rows @ scores / len(scores) for rows in _resampled(len(scores), seed, resamples)])
+
+
+def _resampled(n: int, seed: int, resamples: int) -> Iterator[Floats]:
+    """How often each example is drawn: [some resamples, n], until there are ``resamples`` of them."""
     rng = np.random.default_rng(seed)
-    means = np.empty((resamples, scores.shape[1]))
     chunk = max(1, _CHUNK_VALUES // n)
     for start in range(0, resamples, chunk):
         rows = min(chunk, resamples - start)
         counts = np.empty((rows, n))
         for row in range(rows):
             counts[row] = np.bincount(rng.integers(0, n, size=n, dtype=np.int32), minlength=n)
-        means[start : start + rows] = counts @ scores / n
-    return means
+        yield counts
 
 
-def mean_estimate(
-    scores: Floats, replicates: Floats, bounds: tuple[float, float] = (-math.inf, math.inf), span: float = 1.0
+def quantity_estimate(
+    value: float, n: int, replicates: Floats, span: float = 1.0, bounds: tuple[float, float] = (-math.inf, math.inf)
 ) -> Estimate:
-    """The mean of ``scores`` [n] with the percentile interval of its ``replicates`` [r].
+    """A quantity of ``n`` examples with the percentile interval of its ``replicates`` [r].
 
     A bootstrap of examples that all agree has no width, and one of few that differ has too little. So no interval is
     narrower than what ``n`` examples can show at all: a change of ``span`` whose rate is below 1 - alpha^(1/n) leaves no
-    trace in them. ``bounds`` are the values that the mean can take.
+    trace in them. ``bounds`` are the values that the quantity can take.
     """
-    return _percentile(float(scores.mean()), len(scores), replicates, span, bounds)
 
-
-def drop_estimate(teacher: Floats, subject: Floats, replicates: tuple[Floats, Floats], span: float = 1.0) -> Estimate:
-    """Mean of the paired difference teacher - subject; ``replicates`` are those of both means, from one resampling."""
-    difference = replicates[0] - replicates[1]
-    return _percentile(float((teacher - subject).mean()), len(teacher), difference, span, (-span, span))
-
-
-def ratio_estimate(
-    subject: Floats, teacher: Floats, replicates: tuple[Floats, Floats], span: float = 1.0
-) -> Estimate | None:
-    """Ratio of the means subject / teacher, paired; None where the teacher's mean (or that of a resample) is zero."""
-    below = float(teacher.mean())
-    if below <= 0 or not bool(np.all(replicates[1] > 0)):
-        return None
-    ratios = replicates[0] / replicates[1]
-    return _percentile(float(subject.mean()) / below, len(teacher), ratios, span / below, (0.0, math.inf))
-
-
-def _percentile(value: float, n: int, replicates: Floats, span: float, bounds: tuple[float, float]) -> Estimate:
     def interval(alpha: float) -> tuple[float, float]:
         least = span * (1.0 - alpha ** (1.0 / n))
         low, high = np.quantile(replicates, (alpha, 1.0 - alpha))
         return max(bounds[0], min(float(low), value - least)), min(bounds[1], max(float(high), value + least))
 
     return Estimate(value, n, interval(_TWO_SIDED), interval(_ONE_SIDED))
+
+
+def drop_estimate(
+    values: tuple[float, float],
+    n: int,
+    replicates: tuple[Floats, Floats],
+    span: float = 1.0,
+    bounds: tuple[float, float] = (-1.0, 1.0),
+) -> Estimate:
+    """The paired difference of two quantities, first - second; ``replicates`` are those of both, from one resampling."""
+    return quantity_estimate(values[0] - values[1], n, replicates[0] - replicates[1], span, bounds)
+
+
+def ratio_estimate(
+    values: tuple[float, float], n: int, replicates: tuple[Floats, Floats], span: float = 1.0
+) -> Estimate | None:
+    """The paired ratio of two quantities, first / second; None where the second (or a resample of it) is not positive."""
+    if values[1] <= 0 or not bool(np.all(replicates[1] > 0)):
+        return None
+    ratios = replicates[0] / replicates[1]
+    return quantity_estimate(values[0] / values[1], n, ratios, span / values[1], (0.0, math.inf))
 
 
 # --- percentiles ---------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from mmcompress.metrics._statistics import (
     block_weights,
     bootstrap_means,
     drop_estimate,
-    mean_estimate,
     paired_ratio,
+    quantity_estimate,
     ratio_estimate,
     samples_for_percentile,
     student_t,
@@ -37,7 +37,7 @@ def test_means_of_resamples_have_the_mean_and_the_standard_error_of_theory() -> 
     assert means.mean() == pytest.approx(0.7, abs=0.002)
     assert means.std() == pytest.approx(math.sqrt(0.7 * 0.3 / 1000), rel=0.05)
     assert np.array_equal(means, bootstrap_means(scores, seed=1))
-    estimate = mean_estimate(scores[:, 0], means[:, 0], (0, 1))
+    estimate = quantity_estimate(scores.mean(), 1000, means[:, 0], bounds=(0, 1))
     assert estimate.value == 0.7
     assert estimate.n == 1000
     assert estimate.ci95 == pytest.approx((0.7 - 1.96 * 0.01449, 0.7 + 1.96 * 0.01449), abs=0.003)
@@ -59,12 +59,12 @@ def test_many_examples_stay_within_memory_and_equal_small_chunks(monkeypatch: py
 
 def test_examples_that_all_agree_do_not_prove_perfection() -> None:
     scores = np.ones((100, 1))
-    estimate = mean_estimate(scores[:, 0], bootstrap_means(scores, seed=0)[:, 0], (0, 1))
+    estimate = quantity_estimate(1.0, 100, bootstrap_means(scores, seed=0)[:, 0], bounds=(0, 1))
     assert estimate.ci95 == (pytest.approx(0.025**0.01), 1.0)  # 0.9638: Clopper and Pearson's for 100 of 100
     assert estimate.one_sided95[0] == pytest.approx(0.05**0.01)
     both = np.repeat(scores, 2, axis=1)
     means = bootstrap_means(both, seed=0)
-    drop = drop_estimate(both[:, 0], both[:, 1], (means[:, 0], means[:, 1]))
+    drop = drop_estimate((1.0, 1.0), 100, (means[:, 0], means[:, 1]))
     assert drop.value == 0
     assert drop.one_sided95 == (pytest.approx(-(1 - 0.05**0.01)), pytest.approx(1 - 0.05**0.01))
 
@@ -74,12 +74,12 @@ def test_retention_is_paired_and_absent_without_a_teacher_that_scores() -> None:
     teacher = (rng.random(2000) < 0.8).astype(float)
     student = np.where(rng.random(2000) < 0.05, 1 - teacher, teacher)
     means = bootstrap_means(np.stack([teacher, student], axis=1), seed=0)
-    retention = ratio_estimate(student, teacher, (means[:, 1], means[:, 0]))
+    retention = ratio_estimate((student.mean(), teacher.mean()), 2000, (means[:, 1], means[:, 0]))
     assert retention is not None
     assert retention.value == pytest.approx(student.mean() / teacher.mean())
     unpaired = math.sqrt(2 * 0.8 * 0.2 / 2000) / 0.8
     assert retention.ci95[1] - retention.ci95[0] < 0.7 * 2 * 1.96 * unpaired
-    assert ratio_estimate(student, np.zeros(2000), (means[:, 1], np.zeros(2000))) is None
+    assert ratio_estimate((student.mean(), 0.0), 2000, (means[:, 1], np.zeros(2000))) is None
 
 
 def test_intervals_over_examples_cover_the_truth_as_often_as_they_say() -> None:
@@ -91,8 +91,8 @@ def test_intervals_over_examples_cover_the_truth_as_often_as_they_say() -> None:
         flip = rng.random(n)
         student = np.where(flip < 0.1, 0.0, np.where(flip < 0.15, 1.0, teacher))  # E[drop] = 0.8 - 0.73
         means = bootstrap_means(np.stack([teacher, student], axis=1), seed=trial, resamples=400)
-        mean = mean_estimate(teacher, means[:, 0], (0, 1))
-        drop = drop_estimate(teacher, student, (means[:, 0], means[:, 1]))
+        mean = quantity_estimate(teacher.mean(), n, means[:, 0], bounds=(0, 1))
+        drop = drop_estimate((teacher.mean(), student.mean()), n, (means[:, 0], means[:, 1]))
         truth = 0.8 - (0.05 + 0.85 * 0.8)
         mean_hits += mean.ci95[0] <= 0.8 <= mean.ci95[1]
         drop_hits += drop.ci95[0] <= truth <= drop.ci95[1]
