@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 WHOLE_BATCH = 4096
 """Batches of at most as many examples are computed in one block: [4096, 4096] numbers are 64 MiB."""
-BLOCK_NUMBERS = 2**22
-"""Numbers in a block [r, b] of a larger batch: 16 MiB, of which a loss holds about a dozen at a time."""
+BLOCK_NUMBERS = 2**21
+"""Numbers in a block [r, b] of a larger batch: 8 MiB, of which a loss holds about twenty at a time."""
 
 Term = Callable[..., "Tensor"]
 """``term(block, *tensors)``: what a slice of the rows adds to the loss, a scalar."""

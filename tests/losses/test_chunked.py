@@ -119,7 +119,7 @@ print(json.dumps({"value": value.item(), "finite": finite, "bytes": peak() - bef
 
 def measure(name: str, batch: int) -> dict[str, Any]:
     arguments = [sys.executable, "-c", MEASURE, name, str(batch)]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=900)
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=1800)
     measured: dict[str, Any] = json.loads(done.stdout)
     return measured
 
@@ -130,7 +130,7 @@ def test_32768_pairs_fit_without_their_matrix(name: str) -> None:
     """One [32768, 32768] matrix in FP32 is 4 GiB, and the plain form holds several."""
     measured = measure(name, 32768)
     assert measured["finite"] and measured["value"] > 0
-    assert measured["bytes"] < 1.5 * 2**30
+    assert measured["bytes"] < 2**30
 
 
 @pytest.mark.slow
