@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import warnings
@@ -30,7 +31,10 @@ def export_graph(graph: Graph, path: Path) -> dict[str, int]:
     Raises:
         StageError: the module cannot be traced, its outputs have other names, or an axis became fixed.
     """
-    program = _trace(graph)
+    program = _trace(_identified(graph))
+    real = {_identifier(name): name for name in graph.inputs}
+    for value in program.graph.inputs:
+        value.name = real[str(value.name)]
     found = tuple(value.name for value in program.graph.outputs)
     if found != graph.outputs:
         raise StageError(f"graph {graph.name}: exported outputs {found}, expected {graph.outputs}")
@@ -39,6 +43,32 @@ def export_graph(graph: Graph, path: Path) -> dict[str, int]:
     strip(program)
     save(program, path)
     return fold_constants(path, bounds_of(graph))
+
+
+def _identifier(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def _identified(graph: Graph) -> Graph:
+    """The graph with inputs whose names Python takes for parameters, as the exporter needs them."""
+    if all(name.isidentifier() for name in graph.inputs):
+        return graph
+    import torch
+
+    class Identified(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = graph.module
+
+        def forward(self, **inputs: torch.Tensor) -> Any:
+            return self.inner(**{name: inputs[_identifier(name)] for name in graph.inputs})
+
+    return dataclasses.replace(
+        graph,
+        module=Identified().eval(),
+        inputs={_identifier(name): value for name, value in graph.inputs.items()},
+        dynamic={_identifier(name): axes for name, axes in graph.dynamic.items()},
+    )
 
 
 def _trace(graph: Graph) -> onnx_ir.Model:

@@ -16,12 +16,12 @@ RECIPE = f"""\
 version: 1
 name: clip
 data:
-  train: {{scenes: {{split: train, size: 1500, image_size: {SIDE}, twins: 1, omit: 0.0, clutter: 0.0}}}}
-  validation: {{scenes: {{split: validation, size: 64, image_size: {SIDE}, twins: 1, omit: 0.0, clutter: 0.0}}}}
-  test: {{scenes: {{split: test, size: 400, image_size: {SIDE}, twins: 1, omit: 0.0, clutter: 0.0}}}}
+  train: {{scenes: {{split: train, size: 4000, image_size: {SIDE}, twins: 1, omit: 0.0, clutter: 0.0, unseen: 0.0, inside: 0.0, objects: [2, 2]}}}}
+  validation: {{scenes: {{split: validation, size: 64, image_size: {SIDE}, twins: 1, omit: 0.0, clutter: 0.0, unseen: 0.0, inside: 0.0, objects: [2, 2]}}}}
+  test: {{scenes: {{split: test, size: 400, image_size: {SIDE}, twins: 1, omit: 0.0, clutter: 0.0, unseen: 0.0, inside: 0.0, objects: [2, 2]}}}}
 stages:
-  - finetune: {{student: {{clip: {{config: config.json}}}}, steps: 180, batch_size: 96, learning_rate: 0.002}}
-  - distill: {{student: {{from_teacher: {{text_layers: 1}}}}, steps: 60, batch_size: 96}}
+  - finetune: {{student: {{clip: {{config: config.json}}}}, steps: 400, batch_size: 64, learning_rate: 0.002}}
+  - distill: {{student: {{from_teacher: {{text_layers: 1}}}}, steps: 80, batch_size: 64}}
   - prune: {{goal: {{macs: 0.8}}, samples: 64}}
 quantize: {{calibration_samples: 128}}
 targets: [onnxruntime]
