@@ -24,9 +24,10 @@ from mmcompress._ask import as_texts, find_request
 from mmcompress._environment import environment_facts
 from mmcompress.component import digest_json, digest_path
 from mmcompress.data import Examples
-from mmcompress.errors import InputError, StageError
+from mmcompress.errors import InputError, MissingExtra, NotRunnableHere, StageError
 from mmcompress.families import Family, Feeds, Processor, Run, join_rows
 from mmcompress.metrics import Bench, Measured, Metric, Row, Subject
+from mmcompress.metrics._absent import absent_subjects
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,11 +76,15 @@ def measure(
         environment = environment_facts(threads)
         with Answers(subjects, test, _requests(quality), threads, progress) as answers:
             bench = Bench(test, threads, seed, answers, progress)
+            absent = answers.leave_out() if quality else {}
             for metric in sorted(metrics, key=lambda metric: not metric.needs()):
-                if not metric.needs():
-                    answers.close()
                 progress(metric.component_name(), 0, 0)
-                found[id(metric)] = _collect(metric.measure(subjects, bench), samples)
+                if metric.needs():
+                    rows = _collect(metric.measure(answers.subjects, bench), samples)
+                    found[id(metric)] = [*rows, *absent_subjects(rows, subjects, absent)]
+                else:
+                    answers.close()
+                    found[id(metric)] = _collect(metric.measure(subjects, bench), samples)
         progress(f"{len(metrics)} metrics of {len(subjects)} subjects", 1, 1)
     rows = [row for metric in metrics for row in found[id(metric)]]
     environment["seconds"] = round(time.time() - started, 1)
@@ -200,6 +205,23 @@ class Answers:
             asked = [name for name in self.requests if (subject.name, name) not in self._answers]
             self._fill(asked if request in asked else [*asked, request])
         return self._answers[subject.name, request]
+
+    def leave_out(self) -> dict[str, str]:
+        """Go on without the subjects that are made for another machine; gives the reasons by name.
+
+        Raises:
+            InputError: none is left, or one of them is broken.
+        """
+        absent: dict[str, str] = {}
+        for subject in self.subjects:
+            try:
+                self._open(subject)
+            except (NotRunnableHere, MissingExtra) as error:
+                absent[subject.name] = str(error)
+        if len(absent) == len(self.subjects):
+            raise InputError("nothing that was named runs here\n" + "\n".join(absent.values()))
+        self.subjects = tuple(subject for subject in self.subjects if subject.name not in absent)
+        return absent
 
     def values(self, name: str) -> Sequence[Any]:
         """What the test examples hold, in order: ``label``, ``texts``, ... or ``picture`` (a digest of its pixels).

@@ -15,14 +15,14 @@ from mmcompress import component
 from mmcompress._ask import BATCH, Classification, agreement, as_answers, ask, find_request
 from mmcompress._probe import read_answers, read_expected, read_probe
 from mmcompress.component import JSON, digest_path
-from mmcompress.errors import InputError, UsageError
+from mmcompress.errors import InputError, NotRunnableHere, UsageError
 from mmcompress.families import Family, Feeds, Processor, Request
 from mmcompress.runtimes import Runtime, Session
 from mmcompress.store import read_json
 
 FORMAT = 2
 MANIFEST = "manifest.json"
-_SOURCES = {"path", "hub", "revision", "config"}
+_SOURCES = {"path", "hub", "revision", "config", "head", "labels"}
 _KEYS = {"family", "family_fields", "target", "precision", "requests", "graphs", "files"}
 _UNSEALED = {MANIFEST, "artifact.json", "scores.json", "README.md"}
 """What may stand in a package's folder without a digest: the manifest itself, the store's, and what is told about it."""
@@ -298,13 +298,12 @@ def check_machine(folder: Path, manifest: Mapping[str, Any], runtime: Runtime) -
     """Refuse INT8 graphs made for another machine class: their products may saturate here, and answers would be wrong.
 
     Raises:
-        InputError: with what to write in the recipe.
+        NotRunnableHere: with what to write in the recipe. Where nothing of the runtime runs, its ``open`` says why.
     """
-    built_for = manifest["target"]["machine"]
-    here = runtime.model_copy(update={"machine": None}).machine_class()
-    if manifest["precision"] != "fp32" and built_for != here:
+    built_for, here = manifest["target"]["machine"], runtime.here()
+    if manifest["precision"] != "fp32" and here is not None and built_for != here:
         name = runtime.component_name()
-        raise InputError(
+        raise NotRunnableHere(
             f"{folder}: an {manifest['precision']} package for {built_for}; this machine is {here}\n"
             f"  Build one for it with `targets: [{{{name}: {{for: {here}}}}}]` in the recipe."
         )

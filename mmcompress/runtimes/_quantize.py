@@ -164,9 +164,9 @@ def _cast_rows(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     (name, indices), output = node.input, node.output[0]
     return [
         helper.make_node("Gather", [f"{name}_int8", indices], [f"{output}_int8"], f"{node.name}_int8"),
-        helper.make_node("Gather", [f"{name}_scales", indices], [f"{output}_scale"], f"{node.name}_scale"),
+        helper.make_node("Gather", [f"{name}_scales", indices], [f"{output}_row_scale"], f"{node.name}_scale"),
         helper.make_node("Cast", [f"{output}_int8"], [f"{output}_cast"], f"{node.name}_cast", to=1),
-        helper.make_node("Mul", [f"{output}_cast", f"{output}_scale"], [output], f"{node.name}_mul"),
+        helper.make_node("Mul", [f"{output}_cast", f"{output}_row_scale"], [output], f"{node.name}_mul"),
     ]
 
 
