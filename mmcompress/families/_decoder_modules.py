@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ def cache_of(past: Sequence[Pair], cross: Sequence[Pair]) -> Any:
     def filled(pairs: Sequence[Pair]) -> Any:
         cache: Any = DynamicCache()
         for keys, values in pairs:
-            layer: Any = DynamicLayer()
+            layer: Any = cast("Any", DynamicLayer)()
             layer.keys, layer.values = keys, values
             layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
             cache.layers.append(layer)
