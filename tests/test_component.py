@@ -213,6 +213,12 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "format": {"format": "json"},
     "classes": {"columns": {"label": "text"}, "classes": {"label": ["one"]}},
     "streaming": {"streaming": True, "limit": 1},
+    "coco_captions.path": {"path": "{folder}/coco_two.json"},
+    "coco_captions.images": {"images": "{folder}/more"},
+    "coco_captions.split": {"path": "{folder}/karpathy.json", "split": "test"},
+    "vqa_v2.questions": {"questions": "{folder}/asked_two.json"},
+    "vqa_v2.annotations": {"annotations": "{folder}/said_two.json"},
+    "vqa_v2.images": {"images": "{folder}/more"},
     "styles": {"styles": ["zh"]},
     "recover": {"recover": {"losses": ["feature_mse"], "steps": 3}},
 }
@@ -233,13 +239,25 @@ def valid(cls: type[Component], fields: dict[str, Any]) -> Component | None:
     return made
 
 
+SMALLEST: dict[str, dict[str, Any]] = {
+    "dataset": {"path": "{folder}/one.jsonl", "columns": {"image": "image"}},
+    "coco_captions": {"path": "{folder}/coco.json", "images": "{folder}"},
+    "vqa_v2": {"questions": "{folder}/asked.json", "annotations": "{folder}/said.json", "images": "{folder}/other"},
+}
+"""Required fields of components whose files must fit together."""
+
+
+def placed(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The fields with the folder of the test's files."""
+    return {k: v.replace("{folder}", str(folder)) if isinstance(v, str) else v for k, v in fields.items()}
+
+
 def smallest(cls: type[Component], folder: Path) -> dict[str, Any]:
     """The fields that a component cannot be without."""
     fields: dict[str, Any] = {}
     if issubclass(cls, component_families()):
         fields["path"] = str(folder / "one.jsonl")
-    if cls is find("data", "dataset"):
-        fields |= {"path": str(folder / "one.jsonl"), "columns": {"image": "image"}}
+    fields |= placed(SMALLEST.get(cls.component_name(), {}), folder)
     for name, info in cls.model_fields.items():
         key = info.alias or name
         if not info.is_required() or key in fields:
@@ -268,7 +286,26 @@ def files(tmp_path: Path) -> Path:
         for folder in (tmp_path, tmp_path / "other"):
             folder.mkdir(exist_ok=True)
             (folder / f"{name}.png").write_bytes(f"{folder.name} {name}".encode())
+    write_annotations(tmp_path)
     return tmp_path
+
+
+def write_annotations(folder: Path) -> None:
+    """Annotations in the published formats, of pictures that differ between the folders."""
+    for place in ("other", "more"):
+        (folder / place).mkdir(exist_ok=True)
+        for name in ("one.png", "7.png"):
+            (folder / place / name).write_bytes(f"{place} {name}".encode())
+    for suffix, text in (("", "a"), ("_two", "b")):
+        image = {"id": 1, "file_name": "one.png" if not suffix else "two.png"}
+        coco = {"images": [image], "annotations": [{"image_id": 1, "caption": text}]}
+        asked = {"questions": [{"question_id": 1, "image_id": 7, "question": text}]}
+        said = {"annotations": [{"question_id": 1, "image_id": 7, "answers": [{"answer": text}]}]}
+        for stem, found in (("coco", coco), ("asked", asked), ("said", said)):
+            (folder / f"{stem}{suffix}.json").write_text(json.dumps(found))
+    sentences = [{"raw": "a"}]
+    karpathy = {"images": [{"cocoid": 1, "filename": "one.png", "split": "test", "sentences": sentences}]}
+    (folder / "karpathy.json").write_text(json.dumps(karpathy))
 
 
 @pytest.mark.parametrize(("kind", "name"), ALL)
@@ -288,7 +325,8 @@ def test_dump_and_load_are_equal_and_each_field_changes_the_identity(kind: str, 
         if "hub" in cls.model_fields and field in ("hub", "revision", "config"):
             continue  # alternatives of `path`, tested with the families and with the data set
         updates = ({info.alias or field: value} for value in field_candidates(info, files))
-        for update in [TOGETHER[field]] if field in TOGETHER else updates:
+        given = TOGETHER.get(f"{name}.{field}", TOGETHER.get(field))
+        for update in updates if given is None else [placed(given, files)]:
             other = valid(cls, {**fields, **update})
             if other is not None and other != made:
                 assert parse(kind, dump(other)) == other
