@@ -38,6 +38,11 @@ class Processor(Protocol):
     model is asked and what it shall answer are columns alike: training gives both, a request the first alone. Columns
     may be given one at a time. The processor of a family that answers with scores has ``classes``, their names; that
     of one that answers with tokens has ``decode``, tokens [n, s] to n texts.
+
+    It may have ``masking``, a :class:`Masking` per compact array of tokens: in training words of these are hidden, and
+    ``<name>_labels`` holds them, -1 elsewhere. It may have ``notes``, which counts what is to be told of compact arrays
+    (answers that are no class). A picture that fills a part of its uint8 array alone, from the upper left, has that
+    part's sides in ``<name>_size`` [n, 2].
     """
 
     def compact(self, values: Mapping[str, Sequence[Any]]) -> Feeds:
@@ -63,6 +68,20 @@ class Processor(Protocol):
 AnswerKind = Literal["embeds", "scores", "tokens", "tags", "numbers"]
 """``embeds``: L2-normalised float32 [n, d]. ``scores``: float32 [n, c], the higher the likelier. ``tokens``: int32 [n, s],
 -1 after the last. ``tags``: a class per word, int32 [n, w], -1 after the last. ``numbers``: float32 [n, k]."""
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How words of a text are hidden in training, for a model that learns to tell them (BERT, arXiv:1810.04805, 3.1)."""
+
+    token: int
+    """What stands in place of a hidden word."""
+    vocabulary: int
+    """Tokens to draw from where a word is replaced by another."""
+    special: tuple[int, ...] = ()
+    """Tokens that are no words: none of them is hidden."""
+    share: float = 0.15
+    """How many of the words; one of each text at least."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +254,13 @@ class Family(Component):
     def provides(self) -> frozenset[str]:
         """Names of the outputs that :meth:`outputs` can give."""
         raise NotImplementedError
+
+    def changing(self) -> frozenset[str]:
+        """Outputs of an example that are others in each epoch, and so cannot be stored.
+
+        They depend on the other examples of the batch, or on words that are hidden anew.
+        """
+        return frozenset()
 
     def task_loss(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> Tensor:
         """The loss that the model was trained with, a scalar."""

@@ -46,12 +46,15 @@ _SQUARE: dict[str, Any] = {
     "image_mean": _HALF,
     "image_std": _HALF,
 }
+_VILT = {**_SQUARE, "size": {"shortest_edge": 384}, "resample": 3}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": _CLIP,
     "CLIPFeatureExtractor": _CLIP,
     "SiglipImageProcessor": {**_SQUARE, "resample": 3},
     "ViTImageProcessor": {**_SQUARE, "resample": 2},
     "ViTFeatureExtractor": {**_SQUARE, "resample": 2},
+    "ViltImageProcessor": _VILT,
+    "ViltFeatureExtractor": _VILT,
 }
 """What transformers' classes do where a configuration is silent, by ``image_processor_type``."""
 
@@ -88,11 +91,16 @@ def read_image_settings(folder: Path) -> ImageSettings:
     Raises:
         InputError: no configuration, one that is no JSON object, or settings that are missing or not supported.
     """
-    values, file = _read_preprocessor(folder)
+    values, file = read_preprocessor(folder)
     return resolve_image_settings(values, str(file))
 
 
-def _read_preprocessor(folder: Path) -> tuple[dict[str, Any], Path]:
+def read_preprocessor(folder: Path) -> tuple[dict[str, Any], Path]:
+    """The picture part of a folder's preprocessing configuration as it is written, and the file that holds it.
+
+    Raises:
+        InputError: there is none.
+    """
     for name in PREPROCESSOR_FILES:
         file = folder / name
         if not file.is_file():

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,10 @@ class Architecture:
     """Prefixes of weights that may be missing in a checkpoint, and start at random (a head for a new task, by name)."""
     dropped: tuple[str, ...] = ()
     """Prefixes of weights that a checkpoint may hold and the class does not (the head of another task)."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Patterns of names in a checkpoint to what they are called here."""
+    attention: tuple[str, ...] = ATTENTION
+    """Kinds of attention that the class computes; where it is one alone, that one is taken whatever is asked for."""
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -115,6 +119,7 @@ def _pretrained(source: Path, config: Mapping[str, Any], architecture: Architect
                 dtype="auto",
                 output_loading_info=True,
                 local_files_only=True,
+                key_mapping=dict(architecture.renamed),
             )
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(f"{source}: transformers cannot load it: {str(error).strip().splitlines()[0]}") from None
@@ -191,6 +196,8 @@ def build_from_config(
     check_model_type(config, where, architecture)
     if attention not in ATTENTION:
         raise UsageError(f"unknown attention {attention!r}; known: {', '.join(ATTENTION)}")
+    if len(architecture.attention) == 1:
+        attention = architecture.attention[0]
     model_class = _class_of(config, architecture)
     parsed = _parsed_config(model_class, config, where)
     try:

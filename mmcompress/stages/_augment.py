@@ -17,7 +17,10 @@ COLOUR = 0.1
 
 
 def augment_pictures(
-    pictures: NDArray[np.uint8], augment: Literal["shift", "crop"] | str, draws: Mapping[str, NDArray[np.float64]]
+    pictures: NDArray[np.uint8],
+    augment: Literal["shift", "crop"] | str,
+    draws: Mapping[str, NDArray[np.float64]],
+    sizes: NDArray[np.int32] | None = None,
 ) -> NDArray[np.uint8]:
     """Altered pictures of the same shape.
 
@@ -25,7 +28,16 @@ def augment_pictures(
         pictures: uint8 [b, h, w, 3].
         augment: ``shift``: moved, the edge repeated; ``crop``: a part, resized. Both change light and contrast a little.
         draws: ``x``, ``y``, ``area``, ``light``, ``gap``: a number in [0, 1) per picture, [b] each.
+        sizes: the sides [b, 2] of the part that each picture fills, from the upper left: nothing else is altered. All of
+            it where None.
     """
+    if sizes is not None:
+        result = pictures.copy()
+        for height, width in np.unique(sizes, axis=0).tolist():
+            members = np.flatnonzero((sizes == (height, width)).all(axis=1))
+            own = {stream: draw[members] for stream, draw in draws.items()}
+            result[members, :height, :width] = augment_pictures(pictures[members, :height, :width], augment, own)
+        return result
     moved = _crop(pictures, draws) if augment == "crop" else _shift(pictures, draws)
     return _colour(moved, draws)
 

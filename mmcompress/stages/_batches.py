@@ -3,7 +3,7 @@
 ::
 
     <cache>/examples/<key>/          everything that preprocessing costs, kept between stages and runs
-        index.json                   columns, counts, preprocessing
+        index.json                   arrays, counts, what is told of the examples
         texts.offsets.npy            int64 [n + 1]: the texts of example i are rows offsets[i] to offsets[i + 1]
         <column>.<array>.npy         uint8 pictures [n, h, w, 3], int32 tokens [texts, s], read as memory maps
 """
@@ -13,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +27,9 @@ from numpy.typing import NDArray
 from mmcompress.component import JSON, digest_json, digest_path
 from mmcompress.data import Examples
 from mmcompress.errors import InputError
-from mmcompress.families import Family, Feeds, Processor
+from mmcompress.families import Family, Feeds, Masking, Processor
 from mmcompress.stages._augment import augment_pictures
+from mmcompress.stages._masking import mask_words
 from mmcompress.store import read_json, write_json
 
 Progress = Callable[[str, int, int], None]
@@ -36,7 +38,9 @@ CHUNK = 256
 """Examples that are encoded at a time."""
 ALTERNATIVES = "texts"
 """The column of which each example holds several values, as good as one another; a processor calls one ``text``."""
-_FORMAT = 1
+_FORMAT = 2
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""Splitmix64's step from one number to the next: a place in a text is that many steps from its example's hash."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Encoded:
     of_texts: frozenset[str]
     offsets: NDArray[np.int64] | None
     """[n + 1]: where the texts of each example begin; None where there are no texts."""
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """What the processor tells of the examples, counted."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,14 +75,52 @@ class Encoded:
         chosen: NDArray[np.int64] = first + (uniform(self.hashes[rows], seed, epoch, "texts") * count).astype(np.int64)
         return chosen
 
-    def feeds(self, rows: NDArray[np.int64], texts: NDArray[np.int64], change: Any = None) -> Feeds:
-        """Graph inputs of examples and texts; ``change(pictures, rows)`` alters the uint8 pictures before."""
+    def feeds(self, rows: NDArray[np.int64], texts: NDArray[np.int64], view: View | None = None) -> Feeds:
+        """Graph inputs of examples and texts, as they are or in a view of them."""
         compact: Feeds = {}
         for name, array in self.arrays.items():
             compact[name] = np.asarray(array[texts if name in self.of_texts else rows])
-            if change is not None and is_pictures(compact[name]):
-                compact[name] = change(compact[name], rows)
-        return self.processor.expand(compact)
+        return self.processor.expand(compact if view is None else self._viewed(compact, self.hashes[rows], view))
+
+    def _viewed(self, compact: Feeds, hashes: NDArray[np.uint64], view: View) -> Feeds:
+        """Altered pictures, texts with hidden words, and inputs left out where the processor has ``leave_out``."""
+        result = dict(compact)
+        if view.augment != "none":
+            draws = {stream: view.draw(hashes, stream) for stream in ("x", "y", "area", "light", "gap")}
+            for name, array in compact.items():
+                if is_pictures(array):
+                    sizes = compact.get(f"{name}_size")
+                    result[name] = augment_pictures(array, view.augment, draws, sizes)
+        masking: Mapping[str, Masking] = getattr(self.processor, "masking", {})
+        for name in masking.keys() & compact.keys():
+            places = np.arange(compact[name].shape[1], dtype=np.uint64) * _GOLDEN
+            each = hashes[:, None] + places[None]
+            draw = partial(view.draw, each)
+            result[name], result[f"{name}_labels"] = mask_words(compact[name], masking[name], draw)
+        if view.thin and self.leaves_out:
+            leave_out: Any = getattr(self.processor, "leave_out")  # noqa: B009 - few processors have it
+            result = leave_out(result, lambda stream: view.draw(hashes, stream))
+        return result
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether the processor can leave inputs out."""
+        return hasattr(self.processor, "leave_out")
+
+
+@dataclass(frozen=True)
+class View:
+    """What an epoch shows of the examples."""
+
+    seed: int
+    epoch: int
+    augment: Augment = "none"
+    thin: bool = False
+    """Whether inputs are left out, where the model is trained with missing ones."""
+
+    def draw(self, hashes: NDArray[np.uint64], stream: str) -> NDArray[np.float64]:
+        """A number in [0, 1) for each of the hashes, by what it is for."""
+        return uniform(hashes, self.seed, self.epoch, stream)
 
 
 def is_pictures(array: NDArray[Any]) -> bool:
@@ -110,6 +154,10 @@ class Batches:
     """The same examples as another model is fed them; None where it is fed alike, or is not fed."""
     stored: Callable[[NDArray[np.int64], NDArray[np.int64]], Feeds] | None = None
     """Stored outputs of the teacher by rows of examples and of texts."""
+    asks: bool = False
+    """Whether a teacher is asked for every batch."""
+    thin: bool = False
+    """Whether inputs are left out, where the model is trained with missing ones; not in validation."""
 
     def __post_init__(self) -> None:
         if len(self.data) < self.size:
@@ -133,17 +181,13 @@ class Batches:
         """``inputs`` of the model; ``teacher_inputs`` where they differ, ``teacher_outputs`` where they are stored."""
         epoch, rows = self.rows(number)
         texts = self.data.texts(rows, self.seed, epoch)
-
-        def change(pictures: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-            draws = {
-                s: uniform(self.data.hashes[rows], self.seed, epoch, s) for s in ("x", "y", "area", "light", "gap")
-            }
-            return augment_pictures(pictures, self.augment, draws)
-
-        changed = None if self.augment == "none" else change
-        batch = {"inputs": self.data.feeds(rows, texts, changed)}
-        if self.teacher is not None:
-            batch["teacher_inputs"] = self.teacher.feeds(rows, texts, changed)
+        view = View(self.seed, epoch, self.augment)
+        batch = {"inputs": self.data.feeds(rows, texts, replace(view, thin=self.thin))}
+        # A teacher sees all inputs, so that its answers are the same whether they are stored or not.
+        own = self.data if self.thin and self.data.leaves_out and self.asks else None
+        whole = self.teacher or own
+        if whole is not None:
+            batch["teacher_inputs"] = whole.feeds(rows, texts, view)
         if self.stored is not None:
             batch["teacher_outputs"] = self.stored(rows, texts)
         return batch
@@ -200,7 +244,7 @@ def encode(examples: Examples, family: Family, folder: Path, cache: Path, identi
     index = read_json(home / "index.json")
     arrays = {name: np.load(home / file, mmap_mode="r", allow_pickle=False) for name, file in index["arrays"].items()}
     offsets = np.load(home / "texts.offsets.npy", allow_pickle=False) if index["of_texts"] else None
-    return Encoded(key, ids, processor, arrays, frozenset(index["of_texts"]), offsets)
+    return Encoded(key, ids, processor, arrays, frozenset(index["of_texts"]), offsets, index["notes"])
 
 
 def preprocessing_identity(examples: Examples, family: Family, folder: Path, processor: Processor) -> JSON:
@@ -239,6 +283,8 @@ def _write(examples: Examples, family: Family, processor: Processor, home: Path,
     maps: dict[str, Any] = {}
     texts: dict[str, list[NDArray[Any]]] = {}
     counts: list[int] = []
+    notes: Counter[str] = Counter()
+    noted: Callable[[Feeds], Mapping[str, int]] = getattr(processor, "notes", lambda compact: {})
     for start in range(0, len(examples), CHUNK):
         tell("encoding the examples", start, len(examples))
         chunk = [examples[i] for i in range(start, min(start + CHUNK, len(examples)))]
@@ -246,8 +292,10 @@ def _write(examples: Examples, family: Family, processor: Processor, home: Path,
         _refuse_without_text(chunk, chunk_counts)
         counts += chunk_counts
         for column, values in columns.items():
-            for name, array in processor.compact({column: values}).items():
-                if column == "text":
+            compact = processor.compact({column: values})
+            notes.update(noted(compact))
+            for name, array in compact.items():
+                if column == "text" and ALTERNATIVES in family.columns:
                     texts.setdefault(name, []).append(array)
                     continue
                 if name not in maps:
@@ -261,10 +309,12 @@ def _write(examples: Examples, family: Family, processor: Processor, home: Path,
     for array in maps.values():
         array.flush()
     files = {name: f"{name}.npy" for name in (*maps, *texts)}
-    write_json(part / "index.json", {"arrays": files, "of_texts": sorted(texts), "examples": len(examples)})
+    index = {"arrays": files, "of_texts": sorted(texts), "examples": len(examples), "notes": dict(notes)}
+    write_json(part / "index.json", index)
     shutil.rmtree(home, ignore_errors=True)
     os.replace(part, home)
-    tell("encoding the examples", len(examples), len(examples))
+    told = "".join(f"; {count} {what}" for what, count in notes.items() if count)
+    tell(f"encoding the examples{told}", len(examples), len(examples))
 
 
 def _refuse_without_text(chunk: Sequence[Any], counts: Sequence[int]) -> None:

@@ -154,7 +154,7 @@ def train(training: Training) -> dict[str, Any]:
 
     Returns:
         Facts: steps, epochs, seconds, examples_per_second, losses (final terms), validation (one entry per evaluation),
-        precision, resumed_from.
+        precision, resumed_from, notes (what was counted in the data).
 
     Raises:
         InputError: data that does not fit the family or the batch size.
@@ -188,6 +188,7 @@ def train(training: Training) -> dict[str, Any]:
         "best_step": trainer.state.best_global_step,
         "precision": fields.resolved_precision(),
         "resumed_from": first,
+        "notes": dict(trainer.batches.data.notes),
     }
 
 
@@ -222,7 +223,7 @@ def _prepare(training: Training) -> tuple[StageTrainer, Path]:
         greater_is_better=fields.best_by == "retrieval",
     )
     asked = _asked(training, teacher, asks, arguments_of.device, bf16) if teacher is not None else None
-    batches = _batches(training, data, asked, fields.batch_size, fields.augment)
+    batches = _batches(training, data, asked, fields.batch_size, fields.augment, thin=True)
     validation = None
     if fields.evaluations:
         held = _encode(training, "validation")
@@ -308,7 +309,12 @@ def _asked(training: Training, teacher: Model, want: frozenset[str], device: tor
 
 
 def _batches(
-    training: Training, data: tuple[Encoded, Encoded | None], asked: Asked | None, size: int, augment: Augment
+    training: Training,
+    data: tuple[Encoded, Encoded | None],
+    asked: Asked | None,
+    size: int,
+    augment: Augment,
+    thin: bool = False,
 ) -> Batches:
     from mmcompress.stages._teacher_outputs import stored
 
@@ -326,6 +332,8 @@ def _batches(
         augment,
         teacher=other if asked is not None and keep is None else None,
         stored=keep,
+        asks=asked is not None and keep is None,
+        thin=thin,
     )
 
 

@@ -44,7 +44,7 @@ class Distill(TrainingFields, Stage):
         problems += self.training_problems(family, losses)
         problems += self._unfed(losses, family, teacher)
         if self.teacher_outputs == "cached":
-            problems += self._not_stored(losses)
+            problems += self._not_stored(losses, teacher)
         if all(isinstance(loss, Task) or loss.weight == 0 for loss in losses):
             problems.append((("losses",), "none compares with the teacher; expected one that does, or `finetune`"))
         return problems
@@ -59,7 +59,7 @@ class Distill(TrainingFields, Stage):
         """Whether the teacher's outputs are stored or asked for at every step."""
         if self.teacher_outputs is not None:
             return self.teacher_outputs
-        return "online" if self._not_stored(self.terms(family)) else "cached"
+        return "online" if self._not_stored(self.terms(family), family) else "cached"
 
     def _unfed(self, losses: Sequence[Loss], student: Family, teacher: Family) -> Problems:
         problems: Problems = []
@@ -74,7 +74,7 @@ class Distill(TrainingFields, Stage):
                     problems.append((("losses", index, loss.component_name()), message))
         return problems
 
-    def _not_stored(self, losses: Sequence[Loss]) -> Problems:
+    def _not_stored(self, losses: Sequence[Loss], teacher: Family) -> Problems:
         problems: Problems = []
         if self.augment != "none":
             message = (
@@ -82,9 +82,9 @@ class Distill(TrainingFields, Stage):
             )
             problems.append((("teacher_outputs",), message))
         for index, loss in enumerate(losses):
-            long = sorted(name for name in loss.needs() if name.endswith(PER_TOKEN))
-            if long:
-                message = f"{', '.join(long)} cannot be cached; expected `teacher_outputs: online`"
+            live = sorted(name for name in loss.needs() if name.endswith(PER_TOKEN) or name in teacher.changing())
+            if live:
+                message = f"{', '.join(live)} cannot be cached; expected `teacher_outputs: online`"
                 problems.append((("losses", index, loss.component_name()), message))
         return problems
 
