@@ -79,6 +79,8 @@ def outputs(model: Any, batch: Mapping[str, Tensor], want: frozenset[str]) -> di
     if any(name.startswith("decoder.") for name in want):
         decoded = model.decoder(
             input_ids=batch["decoder_input_ids"],
+            # Places after the end are fed the end token, which may be the padding token too: nothing before them sees them.
+            attention_mask=batch["decoder_input_ids"].new_ones(batch["decoder_input_ids"].shape),
             encoder_hidden_states=projected(model, encoded.last_hidden_state),
             output_hidden_states=hidden,
             use_cache=False,
