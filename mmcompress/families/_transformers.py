@@ -120,17 +120,20 @@ def _pretrained(source: Path, config: Mapping[str, Any], architecture: Architect
                 output_loading_info=True,
                 local_files_only=True,
                 key_mapping=dict(architecture.renamed),
+                ignore_mismatched_sizes=bool(architecture.new),
             )
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(f"{source}: transformers cannot load it: {str(error).strip().splitlines()[0]}") from None
     missing = [name for name in info["missing_keys"] if not name.startswith(architecture.new or ("\0",))]
     unexpected = [name for name in info["unexpected_keys"] if not name.startswith(architecture.dropped or ("\0",))]
+    # What transformers leaves as it was made: a head of as many classes as the recipe asks for.
+    mismatched = [name for name, *_ in info["mismatched_keys"] if not name.startswith(architecture.new or ("\0",))]
     problems = [
         f"  {len(names)} {what}: {', '.join(sorted(map(str, names))[:4])}"
         for what, names in (
             ("missing", missing),
             ("unexpected", unexpected),
-            ("of another shape", list(info["mismatched_keys"])),
+            ("of another shape", mismatched),
         )
         if names
     ]
@@ -268,6 +271,13 @@ class Tower:
     """The feed-forward block's first linear layer, below a layer."""
     down: str = "fc2"
     """Its second."""
+    alike: tuple[str, ...] = ()
+    """Further module lists that the same keys of the configuration describe, and that are cut alike."""
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """All its module lists."""
+        return (self.layers, *self.alike)
 
 
 def cuts_of(towers: Iterable[Tower]) -> frozenset[str]:
@@ -303,10 +313,11 @@ def write_student(
         kept = choose_layers(tower.name, cut.layers(tower.name), len(model.get_submodule(tower.layers)))
         units = cut.size(tower.name, "feed_forward")
         if cut.layers(tower.name) is not None or units is not None:
-            named.append(tower.layers)
+            named += tower.stacks
         if units is not None:
             _cut_units(state, tower, units, config)
-        state = renumber(state, tower.layers, kept)
+        for stack in tower.stacks:
+            state = renumber(state, stack, kept)
         _set(config, tower.count, len(kept))
     student = build_from_config(config, str(teacher / "config.json"), architecture, seed=seed)
     if cut.init == "random":
@@ -365,9 +376,9 @@ def _cut_units(state: dict[str, Tensor], tower: Tower, units: int, config: dict[
     """Keep the feed-forward units of the largest norm in every layer of a tower, in place."""
     if not tower.units:
         raise UsageError(f"{tower.name}_feed_forward cannot be cut in this family")
-    numbers = {int(m[1]) for name in state if (m := re.match(rf"{re.escape(tower.layers)}\.(\d+)\.", name))}
-    for number in numbers:
-        up, down = (f"{tower.layers}.{number}.{part}" for part in (tower.up, tower.down))
+    layers = {m[0] for s in tower.stacks for name in state if (m := re.match(rf"{re.escape(s)}\.\d+\.", name))}
+    for layer in layers:
+        up, down = (f"{layer}{part}" for part in (tower.up, tower.down))
         have = len(state[f"{up}.weight"])
         if not 1 <= units <= have:
             raise UsageError(f"{tower.name}_feed_forward: {units} is not possible\n  expected 1 to {have}")
