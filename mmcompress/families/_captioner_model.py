@@ -162,7 +162,7 @@ def graphs(model: Any) -> list[Graph]:
     step = DecoderStep(
         model.decoder,
         len(layers),
-        lambda ids, cache, stand_in: (
+        lambda ids, cache, stand_in, mask: (
             model.decoder(input_ids=ids, past_key_values=cache, encoder_hidden_states=stand_in, use_cache=True).logits
         ),
     ).eval()

@@ -54,6 +54,7 @@ class DecoderStart(nn.Module):
         project: Callable[[Tensor], Sequence[Pair]],
         heads: Sequence[tuple[int, int]],
         holds: Sequence[nn.Module],
+        mask: str | None = None,
     ) -> None:
         """Take the parts.
 
@@ -62,31 +63,37 @@ class DecoderStart(nn.Module):
             project: hidden states to keys and values of every layer's cross-attention.
             heads: number and width of the heads of every layer's self-attention.
             holds: the modules that ``project`` uses, so that they belong to this one.
+            mask: the input [b, t] that tells which states count, handed on as ``cross.mask``; None where all do.
         """
         super().__init__()
         self.encoder = encoder
         self.holds = nn.ModuleList(holds)
         self._project = project
         self._heads = tuple(heads)
+        self._mask = mask
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Inputs of the encoder to ``cross.<i>.*`` [b, h, t, d] and ``past.<i>.*`` [b, h, 0, d]."""
         states: Tensor = self.encoder(**inputs)
         empty = [(states.new_zeros(states.shape[0], h, 0, d),) * 2 for h, d in self._heads]
-        return {**named_pairs("cross", self._project(states)), **named_pairs("past", empty)}
+        mask = {} if self._mask is None else {"cross.mask": inputs[self._mask].clone()}
+        return {**named_pairs("cross", self._project(states)), **mask, **named_pairs("past", empty)}
 
 
 class DecoderStep(nn.Module):
     """A decoder that is given its cache and gives it back, grown; keyword tensors in, named tensors out."""
 
-    def __init__(self, decoder: nn.Module, layers: int, call: Callable[[Tensor, Any, Tensor], Tensor]) -> None:
+    def __init__(
+        self, decoder: nn.Module, layers: int, call: Callable[[Tensor, Any, Tensor, Tensor | None], Tensor]
+    ) -> None:
         """Take the parts.
 
         Args:
             decoder: the module that ``call`` uses, so that it belongs to this one.
             layers: number of layers.
-            call: ``(input_ids, cache, stand_in)`` to logits [b, s, v]; the stand-in has the shape of the encoder's hidden
-                states [b, t, d], for decoders that want to see some although their keys and values are in the cache.
+            call: ``(input_ids, cache, stand_in, mask)`` to logits [b, s, v]; the stand-in has the shape of the encoder's
+                hidden states [b, t, d], for decoders that want to see some although their keys and values are in the
+                cache; the mask is ``cross.mask`` [b, t], or None.
         """
         super().__init__()
         self.decoder = decoder
@@ -98,7 +105,7 @@ class DecoderStep(nn.Module):
         past, cross = (read_pairs(prefix, state, self._layers) for prefix in ("past", "cross"))
         cache = cache_of(past, cross)
         stand_in = cross[0][0].transpose(1, 2).flatten(2)
-        logits = self._call(input_ids, cache, stand_in)
+        logits = self._call(input_ids, cache, stand_in, state.get("cross.mask"))
         grown = [(layer.keys, layer.values) for layer in cache.self_attention_cache.layers]
         return {"logits": logits[:, -1:], **named_pairs("present", grown)}
 

@@ -47,6 +47,8 @@ class Architecture:
     """Raises InputError where processing files in the folder do not fit the model."""
     new: tuple[str, ...] = ()
     """Prefixes of weights that may be missing in a checkpoint, and start at random (a head for a new task, by name)."""
+    sdpa: bool = True
+    """Whether the class knows SDPA; where it does not, attention is always computed eagerly."""
     dropped: tuple[str, ...] = ()
     """Prefixes of weights that a checkpoint may hold and the class does not (the head of another task)."""
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -203,6 +205,7 @@ def build_from_config(
         attention = architecture.attention[0]
     model_class = _class_of(config, architecture)
     parsed = _parsed_config(model_class, config, where)
+    attention = attention if architecture.sdpa else "eager"
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -308,7 +311,7 @@ def write_student(
     model = load_model(teacher, architecture)
     config = json.loads(model.config.to_json_string(use_diff=False))
     state: dict[str, Tensor] = dict(model.state_dict())
-    named = []
+    named: list[str] = []
     for tower in towers:
         kept = choose_layers(tower.name, cut.layers(tower.name), len(model.get_submodule(tower.layers)))
         units = cut.size(tower.name, "feed_forward")

@@ -1,0 +1,213 @@
+"""BLIP of transformers: captions, answers to questions, and whether a text fits a picture.
+
+Published checkpoints are of one task each (``Salesforce/blip-image-captioning-base``, ``blip-vqa-base``,
+``blip-itm-base-coco``), and the model folder holds transformers' class of that task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from mmcompress.component import JSON
+from mmcompress.errors import UsageError
+from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run
+from mmcompress.families._blip_processing import FILES, BlipProcessor
+from mmcompress.families._generate import Decoding, generate
+from mmcompress.families._images import read_object
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from mmcompress.losses import Outputs
+
+Task = Literal["caption", "vqa", "match", "retrieval"]
+_WRITES = ("encoder_model", "decoder_model")
+_CAPTION_TOKENS, _ANSWER_TOKENS = 16, 4
+"""Tokens that every model writes when it is timed."""
+
+
+class Blip(Family):
+    """A picture tower, and text towers that look at what it sees (Li et al., arXiv:2201.12086)."""
+
+    task: Task = "caption"
+    """``caption``: describes; ``vqa``: answers questions in words; ``match``: tells whether a text fits, by the matching
+    head; ``retrieval``: embeds pictures and texts in one space, by the contrastive heads."""
+    beams: int = Field(1, ge=1, le=16)
+    """1 is greedy search."""
+    max_tokens: int = Field(32, ge=2)
+    """Of a caption or an answer, the end token included; longer ones of the training data are cut there."""
+    length_penalty: float = 1.0
+    """Beams are compared by the sum of their log probabilities over their length to this power."""
+    temperature: float = Field(0.07, gt=0)
+    """Of the contrastive heads: checkpoints for retrieval do not hold the one they were trained with."""
+
+    @property
+    def requests(self) -> tuple[Request, ...]:
+        """``caption``, ``answer``, ``match``, or ``embed_image`` and ``embed_text``, by the task."""
+        if self.task == "caption":
+            return (Request("caption", ("image",), _WRITES, "tokens", _CAPTION_TOKENS),)
+        if self.task == "vqa":
+            return (Request("answer", ("image", "question"), _WRITES, "tokens", _ANSWER_TOKENS),)
+        if self.task == "match":
+            return (Request("match", ("image", "text"), ("match_model",), "scores"),)
+        return (
+            Request("embed_image", ("image",), ("vision_model",)),
+            Request("embed_text", ("text",), ("text_model",)),
+        )
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Pictures, with texts, with questions and answers, or with a text and whether it fits, by the task."""
+        others = {"vqa": {"question", "answers"}, "match": {"text", "label"}}.get(self.task, {"texts"})
+        return frozenset({"image", *others})
+
+    @property
+    def cuts(self) -> frozenset[str]:
+        """Layers and feed-forward width of the picture tower and of the text towers, which share one configuration."""
+        return frozenset(f"{tower}_{what}" for tower in ("vision", "text") for what in ("layers", "feed_forward"))
+
+    # --- model folders ---
+
+    def write(self, folder: Path, seed: int) -> None:
+        """Write the checkpoint as the folder of transformers' class of the task.
+
+        Raises:
+            InputError: no weights, weights missing or unexpected (those of another task, for example), another kind of
+                model, a tokenizer or picture settings that do not fit.
+        """
+        from mmcompress.families._blip_model import architecture
+        from mmcompress.families._transformers import write_model
+
+        write_model(self, architecture(self.task), folder, seed)
+        self.processor(folder)
+
+    def load(self, folder: Path, *, attention: str = "sdpa") -> torch.nn.Module:
+        """The model of a model folder, in FP32 and evaluation mode; its attention is always computed eagerly."""
+        from mmcompress.families._blip_model import architecture
+        from mmcompress.families._transformers import load_model
+
+        model: torch.nn.Module = load_model(folder, architecture(self.task), attention)
+        return model
+
+    def save(self, model: torch.nn.Module, source: Path, folder: Path) -> None:
+        """Write a model that came from ``source``: its files, the weights in FP32, what pruning changed."""
+        from mmcompress.families._blip_model import architecture
+        from mmcompress.families._transformers import save_model
+
+        save_model(model, source, folder, architecture(self.task))
+
+    def student(self, teacher: Path, cut: FromTeacher, folder: Path, seed: int) -> None:
+        """Cut a student from an unpruned teacher: fewer layers, evenly spaced, or narrower feed-forward blocks."""
+        from mmcompress.families._blip_model import architecture, towers
+        from mmcompress.families._transformers import write_student
+
+        write_student(teacher, cut, folder, seed, architecture(self.task), towers(self.task))
+
+    # --- training ---
+
+    def outputs(self, model: torch.nn.Module, batch: Mapping[str, Tensor], want: frozenset[str]) -> Outputs:
+        """Forward; decoders are teacher-forced. ``vision.hidden_states`` are those after each layer."""
+        from mmcompress.families._blip_model import outputs
+
+        return outputs(model, self.task, batch, want, 1.0 / self.temperature)
+
+    def provides(self) -> frozenset[str]:
+        """Logits of the next tokens, of the match, or embeddings, by the task; hidden states of the picture tower."""
+        if self.task in ("caption", "vqa"):
+            return frozenset({"decoder.logits", "decoder.mask", "vision.hidden_states"})
+        if self.task == "match":
+            return frozenset({"fusion.logits", "vision.hidden_states"})
+        return frozenset({"vision.embeds", "text.embeds", "fusion.logit_scale", "vision.hidden_states"})
+
+    def task_loss(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> Tensor:
+        """Cross entropy of the next token or of the match; CLIP's contrastive loss for retrieval."""
+        from torch.nn.functional import cross_entropy
+
+        if self.task in ("caption", "vqa"):
+            from mmcompress.families._decoder_modules import token_loss
+
+            return token_loss(outputs["decoder.logits"], batch["labels"])
+        if self.task == "match":
+            return cross_entropy(outputs["fusion.logits"], batch["label"])
+        from mmcompress.families._clip_model import contrastive_loss
+
+        image, text, scale = (outputs[name] for name in ("vision.embeds", "text.embeds", "fusion.logit_scale"))
+        return contrastive_loss(image, text, scale, batch["input_ids"])
+
+    def task_needs(self) -> frozenset[str]:
+        """What :meth:`task_loss` reads, by the task."""
+        if self.task in ("caption", "vqa"):
+            return frozenset({"decoder.logits"})
+        if self.task == "match":
+            return frozenset({"fusion.logits"})
+        return frozenset({"vision.embeds", "text.embeds", "fusion.logit_scale"})
+
+    def default_losses(self) -> tuple[JSON, ...]:
+        """The teacher's distribution of each token or of the match, beside the data's own; CLIP-KD's for retrieval."""
+        if self.task in ("caption", "vqa"):
+            return ({"logits_kl": {"output": "decoder.logits", "mask": "decoder.mask"}}, "task")
+        return ("logits_kl", "task") if self.task == "match" else super().default_losses()
+
+    # --- compressing and exporting ---
+
+    def prunable(self, model: torch.nn.Module) -> list[Prunable]:
+        """Heads and feed-forward units of the text towers, feed-forward units of the picture tower (its heads are packed)."""
+        from mmcompress.families._blip_model import prunable
+
+        return prunable(model, self.task)
+
+    def graphs(self, model: torch.nn.Module) -> list[Graph]:
+        """``encoder_model`` and ``decoder_model``, ``match_model``, or ``vision_model`` and ``text_model``, by the task."""
+        from mmcompress.families._blip_graphs import graphs
+
+        return graphs(model, self.task)
+
+    def traced(self, model: torch.nn.Module) -> list[Graph]:
+        """One graph per tower, decoders over whole texts without a cache."""
+        from mmcompress.families._blip_graphs import traced
+
+        return traced(model, self.task)
+
+    # --- answering ---
+
+    def processor(self, folder: Path) -> BlipProcessor:
+        """The preprocessing of a model folder or package.
+
+        Raises:
+            InputError: configuration files that are missing, malformed or do not fit one another.
+        """
+        return BlipProcessor(folder, read_object(folder / "config.json"), self.task, self.max_tokens)
+
+    def package_files(self, folder: Path) -> list[str]:
+        """Configuration, tokenizer and picture settings, as far as the folder has them."""
+        return [name for name in ("config.json", *FILES) if (folder / name).is_file()]
+
+    def answer(self, run: Run, request: str, feeds: Feeds, length: int | None = None) -> NDArray[Any]:
+        """Tokens int32 [n, s], scores of the classes of a match [n, 2], or L2-normalised embeddings [n, d]."""
+        known = [item.name for item in self.requests]
+        if request not in known:
+            raise UsageError(f"blip for {self.task} answers no {request!r}; it answers: {', '.join(known)}")
+        text: Feeds = {name: feeds[name] for name in ("input_ids", "attention_mask") if name in feeds}
+        if request == "match":
+            logits = run("match_model", {"pixel_values": feeds["pixel_values"], **text})["logits"]
+            return np.asarray(logits, dtype=np.float32)
+        if request == "embed_text":
+            return np.asarray(run("text_model", text)["text_embeds"], dtype=np.float32)
+        if request == "embed_image":
+            embeds = run("vision_model", {"pixel_values": feeds["pixel_values"]})["image_embeds"]
+            return np.asarray(embeds, dtype=np.float32)
+        given: Feeds = {"pixel_values": feeds["pixel_values"], **(text if request == "answer" else {})}
+        decoding = Decoding(
+            end=tuple(int(token) for token in np.unique(feeds["end"])),
+            max_tokens=self.max_tokens,
+            beams=self.beams,
+            length_penalty=self.length_penalty,
+        )
+        return generate(run, "decoder_model", run("encoder_model", given), feeds["prompt"], decoding, length)
