@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from mmcompress.component import JSON, Component, RecipePath, Slot
+from mmcompress.component import JSON, Component, RecipePath, Slot, digest_path
 
 if TYPE_CHECKING:
     import torch
@@ -190,6 +190,9 @@ class Family(Component):
 
     kind: ClassVar[str] = "families"
 
+    processing_files: ClassVar[tuple[str, ...]] = ()
+    """Tokenizer and preprocessing files that travel with a model; beside a ``config`` file they shape the model too."""
+
     path: RecipePath | None = None
     hub: str | None = None
     revision: str | None = None
@@ -203,6 +206,14 @@ class Family(Component):
         if (self.hub is None) != (self.revision is None):
             raise ValueError("a hub id needs a revision (a commit or tag), and a revision needs a hub id")
         return self
+
+    def identity(self) -> JSON:
+        """The fields by digest; a ``config`` file together with the processing files beside it."""
+        identity = super().identity()
+        if self.config is not None and self.config.is_file():
+            folder = self.config.parent
+            return {**identity, "beside": {name: digest_path(folder / name) for name in self.processing_files}}
+        return identity
 
     @property
     def requests(self) -> tuple[Request, ...]:

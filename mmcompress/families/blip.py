@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,8 @@ _CAPTION_TOKENS, _ANSWER_TOKENS = 16, 4
 
 class Blip(Family):
     """A picture tower, and text towers that look at what it sees (Li et al., arXiv:2201.12086)."""
+
+    processing_files: ClassVar[tuple[str, ...]] = FILES
 
     task: Task = "caption"
     """``caption``: describes; ``vqa``: answers questions in words; ``match``: tells whether a text fits, by the matching

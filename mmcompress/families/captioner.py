@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,8 @@ FORCED_TOKENS = 16
 
 class Captioner(Family):
     """Writes a caption of a picture."""
+
+    processing_files: ClassVar[tuple[str, ...]] = FILES
 
     beams: int = Field(1, ge=1, le=16)
     """1 is greedy search."""

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmcompress.component import JSON, digest_path
 from mmcompress.errors import InputError, UsageError
 from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run
 from mmcompress.families._images import PREPROCESSOR_FILES, ImageEncoder, read_image_settings, read_object
@@ -33,6 +32,8 @@ _INPUTS = {"vision_model": ("pixel_values",), "text_model": ("input_ids", "atten
 class Clip(Family):
     """A model that embeds pictures and texts in one space: CLIP, SigLIP, SigLIP 2, open_clip's ViT models."""
 
+    processing_files: ClassVar[tuple[str, ...]] = PROCESSING_FILES
+
     @property
     def requests(self) -> tuple[Request, ...]:
         """Embeddings of pictures and of texts."""
@@ -50,14 +51,6 @@ class Clip(Family):
     def cuts(self) -> frozenset[str]:
         """Layers, width and feed-forward width of both towers."""
         return frozenset(f"{t}_{what}" for t in ("vision", "text") for what in ("layers", "width", "feed_forward"))
-
-    def identity(self) -> JSON:
-        """The fields by digest; a ``config`` file together with the processing files beside it."""
-        identity = super().identity()
-        if self.config is not None and self.config.is_file():
-            beside = {name: digest_path(self.config.parent / name) for name in PROCESSING_FILES}
-            return {**identity, "beside": beside}
-        return identity
 
     # --- model folders ---
 
