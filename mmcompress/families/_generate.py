@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,8 +73,8 @@ def generate(
     return result
 
 
-def _masked(logits: Scores, decoding: Decoding, first: bool, never_end: bool) -> Scores:
-    """Logits without the tokens that may not come next."""
+def _masked(logits: NDArray[Any], decoding: Decoding, first: bool, never_end: bool) -> NDArray[Any]:
+    """Logits or log probabilities [n, v] without the tokens that may not come next."""
     banned = [*decoding.suppress, *(decoding.suppress_first if first else ()), *(decoding.end if never_end else ())]
     if banned:
         logits = logits.copy()
@@ -109,19 +110,19 @@ def _beams(run: Run, graph: str, state: Feeds, prompt: Tokens, decoding: Decodin
     sums[:, 0] = 0.0
     texts: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(count)]
     ended: list[list[tuple[float, list[int]]]] = [[] for _ in range(count)]
+    settled = np.zeros(count, dtype=np.bool_)
     for position in range(decoding.max_tokens):
         logits, state = step(run, graph, state, tokens)
-        scores = _log_softmax(_masked(logits, decoding, position == 0, False)).reshape(count, beams, -1)
-        parents, chosen = _advance(scores + sums[:, :, None], sums, texts, ended, decoding, position)
-        if all(_settled(ended[index], sums[index].max(), position + 1, decoding) for index in range(count)):
+        # Probabilities are those of the model: what tokens that may not come next would have had goes to no other.
+        scores = _masked(_log_softmax(logits), decoding, position == 0, False).reshape(count, beams, -1)
+        parents, chosen = _advance(scores + sums[:, :, None], sums, texts, ended, settled, decoding, position)
+        for index in range(count):
+            settled[index] |= _settled(ended[index], sums[index].max(), position + 1, decoding)
+        if settled.all():
             break
         order = (np.arange(count)[:, None] * beams + parents).reshape(-1)
         state = {name: value[order] for name, value in state.items()}
         tokens = chosen.reshape(-1, 1).astype(np.int64)
-    for index in range(count):
-        for beam in range(beams):
-            if np.isfinite(sums[index, beam]):
-                _keep(ended[index], texts[index][beam], sums[index, beam], len(texts[index][beam]), decoding)
     return [max(found, key=lambda item: item[0])[1] if found else [] for found in ended]
 
 
@@ -130,14 +131,17 @@ def _advance(
     sums: NDArray[np.float64],
     texts: list[list[list[int]]],
     ended: list[list[tuple[float, list[int]]]],
+    settled: NDArray[np.bool_],
     decoding: Decoding,
     position: int,
 ) -> tuple[Tokens, Tokens]:
     """Take the best continuations of every example, in place; gives the beam each came from and its token, [n, beams].
 
-    ``scores`` [n, beams, v] are sums of log probabilities with each next token.
+    ``scores`` [n, beams, v] are sums of log probabilities with each next token. A sequence ends at an end token or at
+    the last position, and counts where it is among the ``beams`` best of an example that is not ``settled`` yet.
     """
     count, beams, size = scores.shape
+    last = position + 1 == decoding.max_tokens
     parents, chosen = np.zeros((count, beams), np.int64), np.zeros((count, beams), np.int64)
     for index in range(count):
         flat = scores[index].reshape(-1)
@@ -149,9 +153,10 @@ def _advance(
         for rank, candidate in enumerate(best):
             beam, token = divmod(int(candidate), size)
             value = float(flat[candidate])
-            if token in decoding.end:
-                if rank < beams and np.isfinite(value):
-                    _keep(ended[index], texts[index][beam], value, position + 1, decoding)
+            if last or token in decoding.end:
+                if rank < beams and np.isfinite(value) and not settled[index]:
+                    text = texts[index][beam] if token in decoding.end else [*texts[index][beam], token]
+                    _keep(ended[index], text, value, position + 1, decoding)
                 continue
             place = len(new_texts)
             parents[index, place], chosen[index, place], sums[index, place] = beam, token, value

@@ -1,0 +1,64 @@
+"""Tiny Whisper checkpoints: a word-level or a byte-level tokenizer, two seconds of sound at a time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mmcompress.data.codes import DIGITS
+from mmcompress.families._texts import write_word_level_tokenizer
+from mmcompress.families.whisper import Whisper
+
+RATE, SECONDS = 4_000, 2
+
+
+def whisper_config(**changes: Any) -> dict[str, Any]:
+    config = {
+        "model_type": "whisper",
+        "vocab_size": len(DIGITS) + 3,
+        "num_mel_bins": 40,
+        "d_model": 48,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 3,
+        "encoder_ffn_dim": 96,
+        "decoder_layers": 2,
+        "decoder_attention_heads": 3,
+        "decoder_ffn_dim": 96,
+        "max_source_positions": 50,
+        "max_target_positions": 16,
+        "decoder_start_token_id": 0,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+        "suppress_tokens": [],
+        "begin_suppress_tokens": [],
+    }
+    return {**config, **changes}
+
+
+def extractor() -> dict[str, Any]:
+    return {
+        "feature_extractor_type": "WhisperFeatureExtractor",
+        "feature_size": 40,
+        "sampling_rate": RATE,
+        "chunk_length": SECONDS,
+        "n_fft": 200,
+        "hop_length": 80,
+    }
+
+
+def write_tiny(folder: Path, **changes: Any) -> Path:
+    """The files of a small checkpoint without weights, which ``config:`` takes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_word_level_tokenizer(DIGITS, 16, folder)
+    (folder / "config.json").write_text(json.dumps(whisper_config(**changes)))
+    (folder / "preprocessor_config.json").write_text(json.dumps(extractor()))
+    return folder / "config.json"
+
+
+def tiny(folder: Path, seed: int = 0, **changes: Any) -> tuple[Whisper, Path]:
+    """A family component and its model folder, of random weights."""
+    family = Whisper(config=write_tiny(folder / "source", **changes))
+    family.write(folder / "model", seed)
+    return family, folder / "model"
