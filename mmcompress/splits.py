@@ -7,7 +7,33 @@ from functools import cached_property
 from mmcompress.component import JSON
 from mmcompress.data import Dataset, Examples
 from mmcompress.data._splits import check_disjoint, hold_out, subset
+from mmcompress.errors import InputError
 from mmcompress.recipe import FromTrain, Recipe
+
+
+def open_splits(recipe: Recipe) -> tuple[Examples, Examples | None, Examples | None]:
+    """The training, validation and test split of a recipe, not yet checked to be disjoint.
+
+    Raises:
+        InputError: what is missing or wrong in one of them.
+    """
+    data = recipe.data
+    train = data.train.read()
+    validation: Examples | None = None
+    if isinstance(data.validation, FromTrain):
+        train, validation = hold_out(train, data.validation.from_train, recipe.seed)
+    elif isinstance(data.validation, Dataset):
+        validation = data.validation.read()
+    return train, validation, data.test.read() if data.test is not None else None
+
+
+def _check_columns(recipe: Recipe, test: Examples | None) -> None:
+    """Refuse metrics that read what the test data lack, before anything is trained."""
+    for metric in recipe.measure.metrics:
+        missing = sorted(metric.columns() - (test.columns if test is not None else frozenset()))
+        if missing:
+            has = ", ".join(sorted(test.columns)) if test is not None else "nothing"
+            raise InputError(f"{metric.component_name()} reads {', '.join(missing)}, and the test data have {has}")
 
 
 class Splits:
@@ -19,15 +45,9 @@ class Splits:
 
     @cached_property
     def _read(self) -> tuple[Examples, Examples | None, Examples | None]:
-        data = self.recipe.data
-        train = data.train.read()
-        validation: Examples | None = None
-        if isinstance(data.validation, FromTrain):
-            train, validation = hold_out(train, data.validation.from_train, self.recipe.seed)
-        elif isinstance(data.validation, Dataset):
-            validation = data.validation.read()
-        test = data.test.read() if data.test is not None else None
+        train, validation, test = open_splits(self.recipe)
         check_disjoint(train, validation, test)
+        _check_columns(self.recipe, test)
         if self.limit is not None:
             train = subset(train, self.limit)
             validation = subset(validation, self.limit) if validation is not None else None

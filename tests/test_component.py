@@ -220,6 +220,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "vqa_v2.annotations": {"annotations": "{folder}/said_two.json"},
     "vqa_v2.images": {"images": "{folder}/more"},
     "styles": {"styles": ["zh"]},
+    "damage": {"damage": [{"noise": 0.5}]},
     "recover": {"recover": {"losses": ["feature_mse"], "steps": 3}},
 }
 """Other values of fields that candidates() does not come upon, with the fields that they need beside them."""

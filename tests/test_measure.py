@@ -13,13 +13,16 @@ import deployed
 import numpy as np
 import pytest
 
-from mmcompress import measure as measuring
+from mmcompress import _answers as answering
+from mmcompress._answers import Answers
 from mmcompress._environment import environment_facts
 from mmcompress.component import digest_json
 from mmcompress.data import Example
 from mmcompress.errors import InputError, StageError
-from mmcompress.measure import Answers, alone, measure
+from mmcompress.measure import alone, measure
 from mmcompress.metrics import Bench, Measured, Metric, Row, Subject
+from mmcompress.metrics._damage import Damage
+from mmcompress.metrics._quality import Column, Quality, derived_names, quality_rows
 from mmcompress.metrics.latency import Latency
 from mmcompress.metrics.macs import Macs
 from mmcompress.metrics.parameters import Parameters
@@ -156,6 +159,53 @@ def test_answers_are_those_of_the_subject_alone(subjects: list[Subject]) -> None
             answers.values("audio")
 
 
+class _Nearness(Quality):
+    """The cosine of each picture and its text, from 0 to 1."""
+
+    def needs(self) -> frozenset[str]:
+        return frozenset({"embed_image", "embed_text"})
+
+    def gives(self) -> frozenset[str]:
+        return derived_names(["nearness"])
+
+    def judge(self, subjects: Sequence[Subject], bench: Bench) -> Measured:
+        scores, samples = {}, {}
+        for subject in subjects:
+            image, text = (bench.answers(subject, request) for request in ("embed_image", "embed_text"))
+            scores[subject.name] = (1.0 + (image * text).sum(axis=1, keepdims=True).astype(np.float64)) / 2.0
+            samples[f"nearness/{subject.name}"] = [{"score": float(score)} for score in scores[subject.name][:, 0]]
+        return Measured(quality_rows(subjects, [Column("nearness")], scores, bench.seed), samples)
+
+
+def test_damaged_inputs_are_answered_once_and_freed(subjects: list[Subject]) -> None:
+    test, noise = Labelled(40), Damage(noise=0.3)
+    metrics = [
+        _Nearness(damage=(noise,)),
+        _Nearness(damage=(noise, Damage(dark=0.9)), slices=("label",), slice_least=9),
+    ]
+    rows, _, _ = measure(subjects, metrics[1:], test, threads=1, seed=0)
+    own = _values(rows, "nearness", damage=None, subset=None)
+    for damage in ("noise 0.3", "dark 0.9"):
+        found = _values(rows, "nearness", damage=damage)
+        assert found["teacher"] == pytest.approx(found["teacher fp32"], abs=1e-5)
+        assert found["teacher"] != pytest.approx(own["teacher"], abs=1e-5)
+    assert {row.conditions.get("subset") for row in rows} == {None, "label=red", "label=green", "label=blue"}
+    damages = [(metric.needs(), metric.damages(subjects)) for metric in metrics]
+    with Answers(subjects, test, ["embed_image", "embed_text"], 1, damages=damages) as answers:
+        exact = answers(subjects[0], "embed_image")
+        noisy = answers(subjects[0], "embed_image", noise)
+        read = test.read
+        assert not np.allclose(exact, noisy)
+        assert answers(subjects[0], "embed_text", noise) is answers(subjects[0], "embed_text")  # no pixels there
+        answers.release(noise)
+        assert answers(subjects[0], "embed_image", noise) is noisy
+        assert test.read == read
+        answers.release(noise)
+        assert answers(subjects[0], "embed_image", noise) is not noisy
+        with pytest.raises(InputError, match="embed_image of teacher needs image; it can go without none"):
+            answers.touches(Damage(missing="image"), subjects[0], "embed_image")
+
+
 class _Silly(Metric):
     def needs(self) -> frozenset[str]:
         return frozenset({"embed_image"})
@@ -248,7 +298,7 @@ def test_facts_that_a_system_does_not_tell_are_none(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.unit
 def test_subjects_have_names_of_their_own() -> None:
-    assert measuring.BATCH > 0
+    assert answering.BATCH > 0
     family = deployed.Clip.model_construct(path=Path("x"))
     one = Subject("a", "same", "package", "package", "onnxruntime", family, Path("x"))
     with pytest.raises(ValueError, match="names of their own"):

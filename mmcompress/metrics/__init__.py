@@ -81,7 +81,7 @@ class Bench:
     """``answers(subject, request) -> NDArray`` over the whole test split; kept, so that metrics share them.
 
     Also ``answers.ask(subject, request, values)`` for other inputs and ``answers.values(name)`` for columns of the test
-    examples: see :class:`mmcompress.measure.Answers`.
+    examples: see :class:`mmcompress._answers.Answers`.
     """
     progress: Callable[[str, int, int], None] = field(default=lambda message, done, total: None)
     """Called with a message, what is done and how much there is."""
@@ -94,6 +94,10 @@ class Metric(Component):
 
     def needs(self) -> frozenset[str]:
         """Requests whose answers it reads; a family without them is refused when the recipe is read."""
+        return frozenset()
+
+    def columns(self) -> frozenset[str]:
+        """Columns that the test data must have for it, beyond what requests take."""
         return frozenset()
 
     def gives(self) -> frozenset[str]:

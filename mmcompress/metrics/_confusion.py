@@ -84,7 +84,12 @@ def _scores(means: Floats, c: int, what: str) -> Floats:
         "recall": (found, true),
         "f1": (2 * found, predicted + true),
     }[what]
-    return np.divide(above, below, out=np.zeros_like(below), where=below > 0)
+    return _ratio(above, below)
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    """above / below, and 0 where below is."""
+    return np.asarray(np.divide(above, below, out=np.zeros_like(below), where=below > 0), dtype=np.float64)
 
 
 def _of_class(means: Floats, c: int, index: int, what: str) -> Floats:
@@ -105,10 +110,10 @@ def _weighted_f1(means: Floats, c: int) -> Floats:
     true = means[..., 1 + 2 * c :]
     total = true.sum(axis=-1)
     weighted = (_scores(means, c, "f1") * true).sum(axis=-1)
-    return np.divide(weighted, total, out=np.zeros_like(total), where=total > 0)
+    return _ratio(weighted, total)
 
 
 def _micro_f1(means: Floats, c: int) -> Floats:
     found, predicted, true = (means[..., 1 + place * c : 1 + (place + 1) * c].sum(axis=-1) for place in range(3))
     below = predicted + true
-    return np.divide(2 * found, below, out=np.zeros_like(below), where=below > 0)
+    return _ratio(2 * found, below)

@@ -7,7 +7,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from mmcompress.metrics import Row, Scores, Subject
+from pydantic import Field
+
+from mmcompress.errors import InputError
+from mmcompress.metrics import Bench, Measured, Metric, Row, Scores, Subject
+from mmcompress.metrics._damage import Damage
 from mmcompress.metrics._statistics import (
     Estimate,
     Floats,
@@ -17,9 +21,117 @@ from mmcompress.metrics._statistics import (
     quantity_estimate,
     ratio_estimate,
 )
+from mmcompress.metrics._views import damaged, large_slices, part_of
 
 TIE = 1e-6
 """Cosines of float32 embeddings that are nearer than this are equal up to rounding."""
+
+
+class Quality(Metric):
+    """Base of the metrics that judge answers: of all test examples, by slice, under damage, with inputs missing.
+
+    A metric inherits from it and writes :meth:`judge` instead of ``measure``, as if there were one bench only::
+
+        class ExactMatch(Quality):
+            def needs(self) -> frozenset[str]:
+                return frozenset({"answer"})
+
+            def gives(self) -> frozenset[str]:
+                return derived_names(["exact_match"])
+
+            def judge(self, subjects: Sequence[Subject], bench: Bench) -> Measured:
+                wanted = bench.answers.values("texts")
+                scores, samples = {}, {}  # [n, 1] and one record per example, by subject
+                for subject in subjects:
+                    said = bench.answers.texts(subject, "answer")
+                    hits = [float(text in texts) for text, texts in zip(said, wanted, strict=True)]
+                    scores[subject.name] = np.array(hits)[:, None]
+                    samples[f"exact_match/{subject.name}"] = [{"id": ..., "score": ..., "answer": ...}, ...]
+                return Measured(quality_rows(subjects, [Column("exact_match")], scores, bench.seed), samples)
+
+    What is no mean of scores (F1, an error rate, a root) is a :class:`Statistic` and goes to :func:`statistic_rows`.
+
+    It is called once for the whole test split, and again with a bench whose ``test`` and ``answers`` (and what
+    ``answers.values`` and ``answers.texts`` give) are those of a slice, or of damaged inputs. What its rows are about
+    (``subset``, ``damage``, ``masked``) is added to their conditions here; a demand that names none of these means the
+    row without them. It reads ``bench.test`` and ``bench.answers`` and keeps nothing between calls.
+    """
+
+    slices: tuple[str, ...] = ()
+    """Columns of the test data: a row for the examples of each value, ``subset: <column>=<value>``."""
+    slice_least: int = Field(30, ge=1)
+    """Examples that a value needs for a row."""
+    damage: tuple[Damage, ...] = ()
+    """Stated damage to the inputs, each on its own: ``[{noise: 0.1}, {blur: 0.02}, {dark: 0.5}, {missing: image}]``."""
+    masked: bool = True
+    """Whether each input that may be missing is left out in turn."""
+
+    def judge(self, subjects: Sequence[Subject], bench: Bench) -> Measured:
+        """Rows and samples of all subjects on one bench."""
+        raise NotImplementedError
+
+    def columns(self) -> frozenset[str]:
+        """The slices."""
+        return frozenset(self.slices)
+
+    def damages(self, subjects: Sequence[Subject]) -> dict[Damage, dict[str, str]]:
+        """What the inputs suffer, with the condition that says so."""
+        requests = [request for request in subjects[0].family.requests if request.name in self.needs()]
+        optional = sorted({name for request in requests for name in request.optional}) if self.masked else []
+        masks = {Damage(missing=name): {"masked": name} for name in optional}
+        return {**{damage: {"damage": str(damage)} for damage in self.damage}, **masks}
+
+    def measure(self, subjects: Sequence[Subject], bench: Bench) -> Measured:
+        """Judge the whole test split, then each slice, then each damage; see :meth:`judge`.
+
+        Raises:
+            InputError: a slice that the data lack, or damage that touches nothing of what the requests take.
+        """
+        whole = self.judge(subjects, bench)
+        rows, samples = list(whole.rows), dict(whole.samples)
+        for subset, members, note in large_slices(bench, self.slices, self.slice_least):
+            found = self.judge(subjects, part_of(bench, members)).rows if members else _emptied(whole.rows, note)
+            rows += [
+                replace(row, samples="", reason=row.reason or note, conditions={**row.conditions, "subset": subset})
+                for row in _of_all_classes(found)
+            ]
+        for damage, condition in self.damages(subjects).items():
+            if not any(bench.answers.touches(damage, subjects[0], request) for request in self.needs()):
+                raise InputError(
+                    f"{self.component_name()}: the damage `{damage}` touches none of the inputs of "
+                    f"{', '.join(sorted(self.needs()))}\n  Leave it out of measure.metrics."
+                )
+            judged = self.judge(subjects, damaged(bench, damage))
+            bench.answers.release(damage)
+            ((key, value),) = condition.items()
+            suffix = f" [{value}]" if key == "damage" else f" [without {value}]"
+            rows += [
+                replace(row, samples=row.samples and row.samples + suffix, conditions={**row.conditions, **condition})
+                for row in _of_all_classes(judged.rows)
+            ]
+            samples |= {name + suffix: records for name, records in judged.samples.items()}
+        return Measured(rows, samples)
+
+
+def _of_all_classes(rows: Sequence[Row]) -> list[Row]:
+    """Without the rows of single classes, which would be too many beside each slice and damage."""
+    return [row for row in rows if "class" not in row.conditions]
+
+
+def _emptied(rows: Sequence[Row], reason: str) -> list[Row]:
+    return [
+        replace(
+            row,
+            value=None,
+            status="too_few_samples",
+            reason=reason,
+            n=0,
+            ci95=None,
+            one_sided95=None,
+            interval_of=None,
+        )
+        for row in rows
+    ]
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from mmcompress import component
+from mmcompress._answers import Opened, open_subject
 from mmcompress._ask import TimedRun, find_request
 from mmcompress._values import restore_value
 from mmcompress.errors import MmcompressError
 from mmcompress.families import Feeds
-from mmcompress.measure import Opened, open_subject
 from mmcompress.metrics import Subject
 
 SETTLE_CALLS = 2

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mmcompress.errors import InputError
-from mmcompress.metrics import Bench, Measured, Metric, Subject
+from mmcompress.metrics import Bench, Measured, Subject
 from mmcompress.metrics._classes import ClassSpace, class_space
 from mmcompress.metrics._confusion import AVERAGES, PER_CLASS, averages, confusion, matches, per_class
-from mmcompress.metrics._quality import Statistic, derived_names, statistic_rows
+from mmcompress.metrics._quality import Quality, Statistic, derived_names, statistic_rows
 
 Whole = NDArray[np.int64]
 
 
-class Accuracy(Metric):
+class Accuracy(Quality):
     """The share of examples whose class is right, with precision, recall and F1: macro, weighted and of each class.
 
     Classes of the data are those of the model by name. Averages are scikit-learn's: over the classes that occur among
@@ -46,7 +46,7 @@ class Accuracy(Metric):
         """``accuracy`` and the averages with retention and drop; ``precision``, ``recall`` and ``f1`` of each class."""
         return derived_names(["accuracy", *AVERAGES]) | frozenset(PER_CLASS)
 
-    def measure(self, subjects: Sequence[Subject], bench: Bench) -> Measured:
+    def judge(self, subjects: Sequence[Subject], bench: Bench) -> Measured:
         """Judge every answer, and compare with the teacher on the same examples.
 
         Raises:

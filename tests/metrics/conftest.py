@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmcompress.data import Example
-from mmcompress.families import Family
+from mmcompress.families import Family, Request
 from mmcompress.metrics import Bench, Role, Subject
 
 
@@ -53,8 +53,18 @@ class GivenAnswers:
         return self.prompts(subject.name, values["text"])
 
 
+class GivenFamily(Family):
+    """Takes what is optional from ``optional``; its answers are given."""
+
+    optional: tuple[str, ...] = ()
+
+    @property
+    def requests(self) -> tuple[Request, ...]:
+        return (Request("classify", ("image", "table"), (), "scores", optional=self.optional),)
+
+
 def make_subject(name: str, role: Role = "student", target: str = "torch", folder: str | Path = "nowhere") -> Subject:
-    family = Family.model_construct(path=Path(folder))
+    family = GivenFamily.model_construct(path=Path(folder))
     return Subject(f"key-{name}", name, role, name, target, family, Path(folder))
 
 
