@@ -35,7 +35,7 @@ class BlipProcessor:
             max_tokens=min(max_tokens, positions - 1),
         )
         self.targets = TargetEncoder(load_tokenizer(folder), settings)
-        names = config.get("id2label") or {}
+        names = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
         self.classes = tuple(names[key] for key in sorted(names, key=int)) if task == "match" else ()
         self._columns = {"image", *filter(None, (self._read, self._written)), *(["label"] if task == "match" else [])}
 
