@@ -164,6 +164,35 @@ for _kind, _text in {
 
 
 @cli.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("-s", "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a value of the recipe.")
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="train", show_default=True)
+@click.option("--examples", type=click.IntRange(1, 1000), default=48, show_default=True, help="How many are shown.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write a page of examples here.")
+def data(recipe: Path, overrides: tuple[str, ...], split: str, examples: int, out: Path | None) -> None:
+    """Check a recipe's data: counts, sizes, copies; with --out a page of examples to look at and to hear.
+
+    \b
+    Example:
+      mmcompress data recipes/quickstart.yaml --split test --out examples.html
+    """
+    from mmcompress.data._page import page, summary, write_page
+    from mmcompress.recipe import load_recipe
+    from mmcompress.splits import open_splits
+
+    loaded = load_recipe(recipe, overrides)
+    opened = zip(("train", "validation", "test"), open_splits(loaded), strict=True)
+    splits = {name: found for name, found in opened if found is not None}
+    if split not in splits:
+        raise UsageError(f"{recipe}: no {split} split\n  Expected one of {', '.join(splits)}.")
+    lines = summary(splits, examples)
+    click.echo("\n".join(lines))
+    if out is not None:
+        write_page(out, page(f"{loaded.name}: {split}", splits[split], lines, examples))
+        click.echo(f"page: {out}")
+
+
+@cli.command()
 @click.argument("what", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--batch", type=click.IntRange(1), multiple=True, default=(1,), show_default=True)

@@ -81,8 +81,18 @@ def check_disjoint(train: Examples | None, validation: Examples | None, test: Ex
     Raises:
         InputError: which splits share how many examples, and the first three of them.
     """
-    splits = {"train": train, "validation": validation, "test": test}
-    known = {name: (split, _keys(split)) for name, split in splits.items() if split is not None}
+    found = {"train": train, "validation": validation, "test": test}
+    problems = overlaps({name: split for name, split in found.items() if split is not None})
+    if problems:
+        raise InputError(
+            "\n".join(problems) + "\n  Expected splits that share nothing. Remove the shared examples from one side; "
+            "where only ids coincide, name a column with ids that are unique over all splits."
+        )
+
+
+def overlaps(splits: Mapping[str, Examples]) -> list[str]:
+    """Which splits share how many examples, by id or by content, and the first three of them: a line each."""
+    known = {name: (split, _keys(split)) for name, split in splits.items()}
     problems = []
     for (first, (_, keys)), (second, (examples, others)) in combinations(known.items(), 2):
         shared = keys.keys() & others.keys()
@@ -97,11 +107,7 @@ def check_disjoint(train: Examples | None, validation: Examples | None, test: Ex
             f"({same_id} by id, {len(indices) - same_id} by content alone): {shown}"
             f"{', ...' if len(indices) > 3 else ''}"
         )
-    if problems:
-        raise InputError(
-            "\n".join(problems) + "\n  Expected splits that share nothing. Remove the shared examples from one side; "
-            "where only ids coincide, name a column with ids that are unique over all splits."
-        )
+    return problems
 
 
 def _keys(examples: Examples) -> dict[tuple[str, str], int]:
