@@ -22,15 +22,15 @@ def graphs(model: Any, task: str) -> list[Graph]:
 
     pictures, texts = {"pixel_values": sample_pictures(model)}, sample_texts(model)
     shorter = {name: value[:, :2].contiguous() for name, value in texts.items()}
-    odd = sample_texts(model, length=11)
+    others = (shorter, sample_texts(model, length=11), _longest_texts(model))
     if task in ("caption", "vqa"):
         return _writing(model, task)
     if task == "match":
-        variants = tuple({**pictures, **other} for other in (shorter, odd))
+        variants = tuple({**pictures, **other} for other in others)
         both = {**pictures, **texts}
         return [Graph("match_model", Match(model).eval(), both, {**_PICTURES, **_TEXTS}, ("logits",), variants)]
     vision = Graph("vision_model", ImageEmbeds(model).eval(), pictures, _PICTURES, ("image_embeds",))
-    text = Graph("text_model", TextEmbeds(model).eval(), texts, _TEXTS, ("text_embeds",), (shorter, odd))
+    text = Graph("text_model", TextEmbeds(model).eval(), texts, _TEXTS, ("text_embeds",), others)
     return [vision, text]
 
 
@@ -39,7 +39,7 @@ def _writing(model: Any, task: str) -> list[Graph]:
     import torch
 
     from mmcompress.families._blip_modules import Asked, Seen
-    from mmcompress.families._decoder_modules import DecoderStart, DecoderStep
+    from mmcompress.families._decoder_modules import DecoderStart, DecoderStep, after_tokens
 
     layers = list(model.text_decoder.bert.encoder.layer)
     asked = task == "vqa"
@@ -71,19 +71,26 @@ def _writing(model: Any, task: str) -> list[Graph]:
         outputs = step(input_ids=ids[:, :3], **state)
     later = {**state, **{f"past.{k.partition('.')[2]}": v.clone() for k, v in outputs.items() if k != "logits"}}
     axes = {name: _state_axes(name, asked) for name in state}
-    short = (
-        {"input_ids": inputs["input_ids"][:, :3], "attention_mask": inputs["attention_mask"][:, :3]} if asked else {}
-    )
+    one = ids[:, 3:4]
+    asked_others = [
+        {**inputs, **texts}
+        for texts in (({name: inputs[name][:, :3] for name in _TEXTS}, _longest_texts(model)) if asked else ())
+    ]
+    with torch.inference_mode():
+        states = [state, *(start(**other) for other in asked_others)]
     dynamic = {**_PICTURES, **(_TEXTS if asked else {})}
-    encoder = Graph("encoder_model", start, inputs, dynamic, tuple(state), ({**inputs, **short},) if asked else ())
+    encoder = Graph("encoder_model", start, inputs, dynamic, tuple(state), tuple(asked_others))
     decoder = Graph(
         "decoder_model",
         step,
         {"input_ids": ids[:, 3:5], **later},
         {"input_ids": {0: "batch", 1: "tokens"}, **axes},
         tuple(outputs),
-        variants=tuple(
-            {"input_ids": part, **of} for part, of in ((ids[:, :1], state), (ids[:, :5], state), (ids[:, 3:4], later))
+        variants=(
+            *({"input_ids": ids[:, :1], **other} for other in states),
+            {"input_ids": ids[:, :5], **state},
+            {"input_ids": one, **later},
+            after_tokens({"input_ids": one, **later}, model.config.text_config.max_position_embeddings - 1),
         ),
     )
     return [encoder, decoder]
@@ -142,6 +149,10 @@ def sample_tokens(model: Any, batch: int = 3, length: int = 8) -> Tensor:
 
     size = model.config.text_config.vocab_size
     return torch.randint(0, size, (batch, length), generator=torch.Generator().manual_seed(0))
+
+
+def _longest_texts(model: Any) -> dict[str, Tensor]:
+    return sample_texts(model, length=model.config.text_config.max_position_embeddings)
 
 
 def sample_texts(model: Any, batch: int = 3, length: int = 8) -> dict[str, Tensor]:

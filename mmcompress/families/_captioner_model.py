@@ -153,7 +153,7 @@ def graphs(model: Any) -> list[Graph]:
     import torch
 
     from mmcompress.families._captioner_modules import PictureEncoder
-    from mmcompress.families._decoder_modules import DecoderStart, DecoderStep
+    from mmcompress.families._decoder_modules import DecoderStart, DecoderStep, after_tokens
 
     layers = _layers(model)
     start = DecoderStart(
@@ -183,6 +183,7 @@ def graphs(model: Any) -> list[Graph]:
             {"input_ids": ids[:, :1], **state},
             {"input_ids": ids[:, :5], **state},
             {"input_ids": ids[:, 3:4], **later},
+            after_tokens({"input_ids": ids[:, 3:4], **later}, model.config.decoder.max_position_embeddings - 1),
         ),
     )
     return [encoder, decoder]

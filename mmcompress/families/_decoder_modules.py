@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -118,3 +118,11 @@ def split_heads(states: Tensor, width: int) -> Tensor:
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy of the next token, mean over the tokens that count: [b, s, v] and [b, s] with -100 elsewhere."""
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+
+
+def after_tokens(step: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Inputs of a step with a cache, after ``count`` tokens: the cache is repeated to that length."""
+    return {
+        name: value[:, :, torch.arange(count) % value.shape[2]] if name.startswith("past.") else value
+        for name, value in step.items()
+    }

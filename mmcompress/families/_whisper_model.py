@@ -130,6 +130,7 @@ def graphs(model: Any) -> list[Graph]:
     """``encoder_model``, which also gives what the decoder starts from, and ``decoder_model``, a step with its cache."""
     import torch
 
+    from mmcompress.families._decoder_modules import after_tokens
     from mmcompress.families._whisper_modules import decoder_start, decoder_step
 
     features = sample_features(model)
@@ -138,6 +139,7 @@ def graphs(model: Any) -> list[Graph]:
         state = start(input_features=features)
     # Before a step the past holds what the steps before gave.
     steps = [_step_inputs(model, one, state, past) for past in (3, 0, 1)]
+    steps.append(after_tokens(steps[0], model.config.max_target_positions - 1))
     prompt = _step_inputs(model, one, state, 0, tokens=4)
     axes = {name: {0: "batch"} for name in steps[0]}
     axes["input_ids"] = {0: "batch", 1: "sequence"}
