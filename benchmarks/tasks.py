@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import _task_data as task_data
+import _task_models as task_models
 from _claims import Claim, main
 
 from mmcompress import runs
@@ -38,53 +39,30 @@ class Task:
     metric: str
     data: Callable[[Path, Path], None] | None = None
     """Writes the tables; None for data that the product generates."""
-    words: tuple[str, ...] = ()
-    """Columns of the training table whose words make the tokenizer."""
-    length: int = 32
-    """Tokens of that tokenizer at most."""
     conditions: Mapping[str, Any] | None = None
 
 
 TASKS = (
-    Task("digit_strings", "spoken digit strings, Whisper-like", "wer", task_data.digit_strings, ("text",)),
+    Task("digit_strings", "spoken digit strings, Whisper-like", "wer", task_data.digit_strings),
     Task("digit_strings_ctc", "spoken digit strings, CTC", "wer", task_data.digit_strings),
     Task("av_digits", "digits seen and heard, both degraded, fused", "accuracy", task_data.degraded_digits),
     Task("scenes_vqa", "questions about scenes, ViLT", "vqa_accuracy"),
-    Task("emoji_naming", "names of emoji, captioner", "cider", task_data.emoji, ("text",), 12),
-    Task("nlvr", "sentences about three boxes, ViLT", "accuracy", task_data.sentences, ("text",), 48),
-    Task("grocery_fusion", "groceries by photo and words, fused", "accuracy", task_data.groceries, ("text",), 16),
-    Task(
-        "grocery_zero_shot",
-        "groceries by their names, CLIP",
-        "zero_shot_top1",
-        task_data.groceries,
-        ("name", "text"),
-        24,
-    ),
+    Task("emoji_naming", "names of emoji, captioner", "cider", task_data.emoji),
+    Task("nlvr", "sentences about three boxes, ViLT", "accuracy", task_data.sentences),
+    Task("grocery_fusion", "groceries by photo and words, fused", "accuracy", task_data.groceries),
+    Task("grocery_zero_shot", "groceries by their names, CLIP", "zero_shot_top1", task_data.groceries),
     Task("scenes_films", "films of moving shapes, CLIP over frames", "recall_at_1", conditions={"direction": "mean"}),
 )
 
 
 def prepare(task: Task, data: Path, work: Path) -> Path:
-    """The recipe of a task in a folder of its own, with its tables and its tokenizer; gives the recipe's path."""
+    """The recipe of a task in a folder of its own, with its tables, its model's configuration and tokenizer; gives the recipe's path."""
     folder = work / task.name
     if task.data is not None and not (folder / "test.jsonl").is_file():
         task.data(data, folder)
     shutil.copytree(RECIPES / task.name, folder, dirs_exist_ok=True)
-    if task.words:
-        from mmcompress.families._texts import write_word_level_tokenizer
-
-        rows = task_data.read_rows(folder / "train.jsonl")
-        words = {word for row in rows for column in task.words for word in split(str(row[column]))}
-        write_word_level_tokenizer(words, task.length, folder)
+    getattr(task_models, task.name)(folder)
     return folder / "recipe.yaml"
-
-
-def split(text: str) -> list[str]:
-    """Words and marks, as the word-level tokenizer splits them."""
-    from tokenizers.pre_tokenizers import Whitespace
-
-    return [piece for piece, _ in Whitespace().pre_tokenize_str(text.lower())]
 
 
 def rows_of(report: Report, task: Task) -> list[Claim]:
