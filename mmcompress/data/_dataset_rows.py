@@ -220,11 +220,12 @@ def _reason(error: BaseException) -> str:
     """The innermost cause: the library wraps what happened in `An error occurred`."""
     while error.__cause__ is not None:
         error = error.__cause__
+    from huggingface_hub import constants
+
     text = " ".join(str(error).split())[:300]
-    offline = (
-        "\n  HF_HUB_OFFLINE is set: unset it, or read files from disk as `path`." if "offline" in text.lower() else ""
-    )
-    return f"{type(error).__name__}: {text}{offline}"
+    offline = isinstance(error, ConnectionError) and constants.HF_HUB_OFFLINE
+    told = "\n  HF_HUB_OFFLINE is set: unset it, or read files from disk as `path`." if offline else ""
+    return f"{type(error).__name__}: {text}{told}"
 
 
 @contextmanager

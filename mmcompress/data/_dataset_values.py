@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -241,7 +242,9 @@ def media_of(cell: Any, record: Record, rows: Rows, what: str) -> Media:
             "  Expected a column that holds the file itself; download the repository and name its folder as `path`."
         )
     try:
-        return Media(name, None, locate(rows.folder, name, what), picture)
+        # A table beside its folder writes `../sounds/1.wav`, which with `files` named may lie inside.
+        plain = posixpath.normpath(name) if "/../" in name else name
+        return Media(name, None, locate(rows.folder, plain, what), picture)
     except InputError as error:
         raise InputError(f"{record.where}: {error}") from None
 

@@ -62,7 +62,7 @@ class Dataset(data.Dataset):
     format: Format | None = None
     """How files are read; without it, by their suffix."""
     files: RecipePath | None = None
-    """The folder that names of files start from; without it, that of ``path``."""
+    """The folder that names of files start from; without it, that of ``path``. A name may not lead out of it."""
     id: str | None = None
     """The column with an id per row; without it ids are made of the content."""
     classes: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
