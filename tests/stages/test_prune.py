@@ -23,7 +23,7 @@ from mmcompress.stages._pruning import Dependencies
 from mmcompress.stages.prune import Budget, Prune, prune_model
 
 torch = pytest.importorskip("torch")
-from small_clip import WORDS, write_small_clip  # noqa: E402
+from pruned_clip import WORDS, write_small_clip  # noqa: E402
 
 pytestmark = pytest.mark.unit
 
