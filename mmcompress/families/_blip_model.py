@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from mmcompress.errors import InputError
 from mmcompress.families import Prunable
 from mmcompress.families._blip_processing import FILES
-from mmcompress.families._transformers import Architecture, Tower
+from mmcompress.families._students import Tower
+from mmcompress.families._transformers import Architecture
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from mmcompress.errors import InputError
 from mmcompress.families import Graph, Prunable
 from mmcompress.families._images import PREPROCESSOR_FILES
+from mmcompress.families._students import Tower
 from mmcompress.families._texts import TOKENIZER_FILES
-from mmcompress.families._transformers import Architecture, Tower
+from mmcompress.families._transformers import Architecture
 
 if TYPE_CHECKING:
     from pathlib import Path

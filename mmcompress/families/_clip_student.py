@@ -21,8 +21,8 @@ from mmcompress.families._clip_checkpoints import build_from_config, load_model,
 from mmcompress.families._clip_model import TOWERS
 from mmcompress.families._images import PREPROCESSOR_FILES
 from mmcompress.families._structure import STRUCTURE
+from mmcompress.families._students import choose_layers
 from mmcompress.families._texts import TOKENIZER_FILES
-from mmcompress.families._transformers import choose_layers
 from mmcompress.store import write_json
 
 if TYPE_CHECKING:

@@ -22,8 +22,9 @@ from mmcompress.families._structure import (
     read_structure,
     write_structure,
 )
+from mmcompress.families._students import Tower, choose_layers, cut_units, renumber
 from mmcompress.families._texts import TOKENIZER_FILES, load_tokenizer, read_text_settings
-from mmcompress.families._transformers import ATTENTION, Tower, _cut_units, _offline, choose_layers, renumber
+from mmcompress.families._transformers import ATTENTION, offline
 from mmcompress.store import write_json
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def _read_pretrained(source: Path, kind: str, changes: Mapping[str, Any]) -> tup
         raise InputError(f"{source}: a checkpoint of {config.get('model_type')!r}; the encoder is to be {kind!r}")
     model_class: Any = getattr(transformers, _CLASSES[kind])
     pooling = {} if kind == "resnet" else {"add_pooling_layer": False}
-    with _offline():
+    with offline():
         try:
             model, info = model_class.from_pretrained(
                 source,
@@ -316,7 +317,7 @@ def write_student(teacher: Path, cut: FromTeacher, folder: Path, seed: int) -> N
         kept = choose_layers(tower.name, cut.layers(tower.name), len(model.get_submodule(tower.layers)))  # type: ignore[arg-type]
         units = cut.size(tower.name, "feed_forward")
         if units is not None:
-            _cut_units(state, tower, units, section["config"])
+            cut_units(state, tower, units, section["config"])
         if cut.layers(tower.name) is not None or units is not None:
             named.append(f"{tower.name}_encoder.")
         state = renumber(state, tower.layers, kept)

@@ -1,11 +1,10 @@
-"""Model folders of transformers' models, for families that hold one of its classes each: read, build, load, save, cut."""
+"""Model folders of transformers' models, for families that hold one of its classes each: read, build, load, save."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmcompress.component import nearest
 from mmcompress.errors import InputError, UsageError
-from mmcompress.families import Family, FromTeacher
+from mmcompress.families import Family
 from mmcompress.families._checkpoints import copy_files, load_strictly, read_weights, source_folder, write_weights
 from mmcompress.families._images import read_object
 from mmcompress.families._structure import (
@@ -29,7 +28,6 @@ from mmcompress.store import write_json
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor
 
 ATTENTION = ("sdpa", "eager")
 
@@ -111,7 +109,7 @@ def _pretrained(source: Path, config: Mapping[str, Any], architecture: Architect
         read_weights(source)  # tells what is there instead
     model_class = _class_of(config, architecture)
     parsed = _parsed_config(model_class, config, str(source))
-    with _offline(), torch.random.fork_rng(devices=[]):
+    with offline(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             model, info = model_class.from_pretrained(
@@ -146,7 +144,7 @@ def _pretrained(source: Path, config: Mapping[str, Any], architecture: Architect
 
 
 @contextmanager
-def _offline() -> Iterator[None]:
+def offline() -> Iterator[None]:
     """Keep transformers from asking its conversion service, and from printing what we check ourselves."""
     from transformers.utils import logging as quiet
 
@@ -253,149 +251,3 @@ def save_model(model: Any, source: Path, folder: Path, architecture: Architectur
     write_json(folder / "config.json", config)
     write_structure(folder, structure)
     write_weights(model.state_dict(), folder)
-
-
-# --- students ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Tower:
-    """A stack of layers that a student may have fewer of, or narrower feed-forward blocks in."""
-
-    name: str
-    """As recipes name it: ``encoder`` for ``encoder_layers``."""
-    layers: str
-    """The module list, by its dotted name: ``model.encoder.layers``."""
-    count: tuple[str, ...]
-    """The key of the configuration that counts the layers: ``("text_config", "num_hidden_layers")``."""
-    units: tuple[str, ...] = ()
-    """The key of the feed-forward width; without one it cannot be cut."""
-    up: str = "fc1"
-    """The feed-forward block's first linear layer, below a layer."""
-    down: str = "fc2"
-    """Its second."""
-    alike: tuple[str, ...] = ()
-    """Further module lists that the same keys of the configuration describe, and that are cut alike."""
-
-    @property
-    def stacks(self) -> tuple[str, ...]:
-        """All its module lists."""
-        return (self.layers, *self.alike)
-
-
-def cuts_of(towers: Iterable[Tower]) -> frozenset[str]:
-    """Names of the cuts that towers allow."""
-    return frozenset(
-        f"{tower.name}_{what}" for tower in towers for what in ("layers", *(["feed_forward"] if tower.units else []))
-    )
-
-
-def write_student(
-    teacher: Path, cut: FromTeacher, folder: Path, seed: int, architecture: Architecture, towers: Sequence[Tower]
-) -> None:
-    """Cut a student from an unpruned teacher and write it as a model folder; it opens with ``from_pretrained``.
-
-    Layers are chosen evenly spaced, the first and the last included; feed-forward units are those of the largest norm.
-    With ``init: random`` the towers that are named get new weights, or the whole model where none is named.
-
-    Raises:
-        UsageError: a cut that the teacher does not allow, with what it allows.
-    """
-    if cut.init not in ("inherit", "random"):
-        raise UsageError(f"init: {cut.init!r} is unknown\n  expected inherit (the teacher's weights) or random")
-    if (teacher / STRUCTURE).is_file():
-        raise UsageError(
-            f"{teacher}: a student cannot be cut from a pruned model, whose layers differ in width\n"
-            "  cut it from the model before pruning, and prune the student"
-        )
-    model = load_model(teacher, architecture)
-    config = json.loads(model.config.to_json_string(use_diff=False))
-    state: dict[str, Tensor] = dict(model.state_dict())
-    named: list[str] = []
-    for tower in towers:
-        kept = choose_layers(tower.name, cut.layers(tower.name), len(model.get_submodule(tower.layers)))
-        units = cut.size(tower.name, "feed_forward")
-        if cut.layers(tower.name) is not None or units is not None:
-            named += tower.stacks
-        if units is not None:
-            _cut_units(state, tower, units, config)
-        for stack in tower.stacks:
-            state = renumber(state, stack, kept)
-        _set(config, tower.count, len(kept))
-    student = build_from_config(config, str(teacher / "config.json"), architecture, seed=seed)
-    if cut.init == "random":
-        fresh = dict(student.state_dict())
-        starts = tuple(f"{name}." for name in named)
-        state = {name: fresh[name] if not starts or name.startswith(starts) else state[name] for name in fresh}
-    load_strictly(student, state, f"student of {teacher}")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", config)
-    copy_files(teacher, folder, architecture.files)
-    write_weights(student.state_dict(), folder)
-
-
-def choose_layers(tower: str, asked: int | Sequence[int] | None, have: int) -> tuple[int, ...]:
-    """Indices of the layers that stay: all, evenly spaced ones, or those named.
-
-    Raises:
-        UsageError: more than there are, or indices that are none of theirs.
-    """
-    if asked is None:
-        return tuple(range(have))
-    if isinstance(asked, int):
-        if not 1 <= asked <= have:
-            raise UsageError(f"{tower}_layers: {asked} is not possible: the teacher has {have}\n  expected 1 to {have}")
-        return evenly_spaced(have, asked)
-    chosen = tuple(asked)
-    if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= have:
-        raise UsageError(
-            f"{tower}_layers: {list(chosen)} is not possible: the teacher has {have} layers\n"
-            f"  expected indices from 0 to {have - 1} in rising order, each once"
-        )
-    return chosen
-
-
-def evenly_spaced(have: int, keep: int) -> tuple[int, ...]:
-    """``keep`` of ``have`` layers, the first and the last included; of one, the first, which knows its input."""
-    if keep == 1:
-        return (0,)
-    return tuple(round(index * (have - 1) / (keep - 1)) for index in range(keep))
-
-
-def renumber(state: Mapping[str, Tensor], layers: str, kept: Sequence[int]) -> dict[str, Tensor]:
-    """Weights with the kept layers of a stack alone, under their new numbers."""
-    pattern = re.compile(rf"{re.escape(layers)}\.(\d+)\.")
-    result = {}
-    for name, tensor in state.items():
-        place = pattern.match(name)
-        if place is None:
-            result[name] = tensor
-        elif int(place[1]) in kept:
-            result[f"{layers}.{kept.index(int(place[1]))}.{name[place.end() :]}"] = tensor
-    return result
-
-
-def _cut_units(state: dict[str, Tensor], tower: Tower, units: int, config: dict[str, Any]) -> None:
-    """Keep the feed-forward units of the largest norm in every layer of a tower, in place."""
-    if not tower.units:
-        raise UsageError(f"{tower.name}_feed_forward cannot be cut in this family")
-    layers = {m[0] for s in tower.stacks for name in state if (m := re.match(rf"{re.escape(s)}\.\d+\.", name))}
-    for layer in layers:
-        up, down = (f"{layer}{part}" for part in (tower.up, tower.down))
-        have = len(state[f"{up}.weight"])
-        if not 1 <= units <= have:
-            raise UsageError(f"{tower.name}_feed_forward: {units} is not possible\n  expected 1 to {have}")
-        norms = state[f"{up}.weight"].double().square().sum(1) * state[f"{down}.weight"].double().square().sum(0)
-        kept = norms.topk(units).indices.sort().values
-        state[f"{up}.weight"] = state[f"{up}.weight"][kept].contiguous()
-        if f"{up}.bias" in state:
-            state[f"{up}.bias"] = state[f"{up}.bias"][kept].contiguous()
-        state[f"{down}.weight"] = state[f"{down}.weight"][:, kept].contiguous()
-    _set(config, tower.units, units)
-
-
-def _set(config: dict[str, Any], path: Sequence[str], value: int) -> None:
-    section: dict[str, Any] = config
-    for key in path[:-1]:
-        section = section[key]
-    section[path[-1]] = value

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmcompress.errors import InputError
-from mmcompress.families import FromTeacher, _transformers
+from mmcompress.families import FromTeacher, _students, _transformers
 from mmcompress.families._checkpoints import read_weights, write_weights
 from mmcompress.families._images import PREPROCESSOR_FILES, read_object
 from mmcompress.families._texts import TOKENIZER_FILES, load_tokenizer
@@ -26,7 +26,7 @@ CLASSES = {
 }
 HEADS = {"vqa": "classifier.", "retrieval": "rank_output.", "nlvr": "classifier.", "mlm": "mlm_score."}
 TOWERS = (
-    _transformers.Tower(
+    _students.Tower(
         "encoder",
         "vilt.encoder.layer",
         count=("num_hidden_layers",),
@@ -138,4 +138,4 @@ def save_model(family: Vilt, model: torch.nn.Module, source: Path, folder: Path)
 
 def write_student(family: Vilt, teacher: Path, cut: FromTeacher, folder: Path, seed: int) -> None:
     """See :meth:`mmcompress.families.vilt.Vilt.student`."""
-    _transformers.write_student(teacher, cut, folder, seed, architecture(family), TOWERS)
+    _students.write_student(teacher, cut, folder, seed, architecture(family), TOWERS)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import InputError, UsageError
-from mmcompress.families import Family, FromTeacher, _transformers
+from mmcompress.families import Family, FromTeacher, _students, _transformers
 from mmcompress.families._characters import BLANK, CHARACTER_FILES, read_characters, write_characters
 from mmcompress.families._images import PREPROCESSOR_FILES, read_object
-from mmcompress.families._transformers import Architecture, Tower
+from mmcompress.families._students import Tower
+from mmcompress.families._transformers import Architecture
 from mmcompress.families._wav2vec2_processing import Task, read_wave_settings
 
 FILES = (*PREPROCESSOR_FILES, *CHARACTER_FILES)
@@ -125,4 +126,4 @@ def write_student(teacher: Path, cut: FromTeacher, folder: Path, seed: int, task
             "  Cut encoder_feed_forward, or prune it."
         )
     tower = TOWERS[str(config["model_type"])]
-    _transformers.write_student(teacher, cut, folder, seed, ARCHITECTURES[task], (tower,))
+    _students.write_student(teacher, cut, folder, seed, ARCHITECTURES[task], (tower,))

@@ -10,8 +10,9 @@ from mmcompress.errors import InputError, UsageError
 from mmcompress.families import Graph, Prunable
 from mmcompress.families._images import PREPROCESSOR_FILES
 from mmcompress.families._sounds import read_log_mel_settings
+from mmcompress.families._students import Tower
 from mmcompress.families._texts import TOKENIZER_FILES, load_tokenizer
-from mmcompress.families._transformers import Architecture, Tower
+from mmcompress.families._transformers import Architecture
 from mmcompress.families._whisper_text import GENERATION
 
 if TYPE_CHECKING:

@@ -108,7 +108,7 @@ class Blip(Family):
     def student(self, teacher: Path, cut: FromTeacher, folder: Path, seed: int) -> None:
         """Cut a student from an unpruned teacher: fewer layers, evenly spaced, or narrower feed-forward blocks."""
         from mmcompress.families._blip_model import architecture, towers
-        from mmcompress.families._transformers import write_student
+        from mmcompress.families._students import write_student
 
         write_student(teacher, cut, folder, seed, architecture(self.task), towers(self.task))
 

@@ -88,7 +88,7 @@ class Captioner(Family):
     def student(self, teacher: Path, cut: FromTeacher, folder: Path, seed: int) -> None:
         """Cut a student from an unpruned teacher: fewer layers, evenly spaced, or narrower feed-forward blocks."""
         from mmcompress.families._captioner_model import ARCHITECTURE, towers
-        from mmcompress.families._transformers import write_student
+        from mmcompress.families._students import write_student
 
         write_student(teacher, cut, folder, seed, ARCHITECTURE, towers(read_object(teacher / "config.json")))
 

@@ -13,7 +13,8 @@ from mmcompress.component import JSON, digest_path
 from mmcompress.errors import UsageError
 from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run
 from mmcompress.families._images import read_object
-from mmcompress.families._transformers import cuts_of, load_model, save_model, write_model, write_student
+from mmcompress.families._students import cuts_of, write_student
+from mmcompress.families._transformers import load_model, save_model, write_model
 from mmcompress.families._whisper_model import ARCHITECTURE, PARTS, PROCESSING_FILES, TOWERS
 from mmcompress.families._whisper_sounds import WhisperProcessor, transcribe
 from mmcompress.families._whisper_text import GENERATION, Task, completed_generation, read_transcript_settings

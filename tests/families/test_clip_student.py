@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from mmcompress.errors import UsageError
 from mmcompress.families import FromTeacher
-from mmcompress.families._transformers import evenly_spaced
+from mmcompress.families._students import evenly_spaced
 from mmcompress.families.clip import Clip
 
 pytestmark = pytest.mark.unit
