@@ -47,19 +47,19 @@ ARCHITECTURE = Architecture(
 )
 
 
-def towers(config: Mapping[str, Any]) -> tuple[Tower, ...]:
-    """The stacks of layers that a student may have fewer of."""
-    encoder = Tower(
+TOWERS = (
+    Tower(
         "encoder",
         "encoder.layers",
         ("encoder", "num_hidden_layers"),
         ("encoder", "intermediate_size"),
         "mlp.fc1",
         "mlp.fc2",
-    )
-    if config["decoder"]["model_type"] == "gpt2":
-        return (encoder, Tower("decoder", "decoder.transformer.h", ("decoder", "n_layer")))
-    return (encoder, Tower("decoder", "decoder.bert.encoder.layer", ("decoder", "num_hidden_layers")))
+    ),
+    Tower("decoder", "decoder.transformer.h", ("decoder", "n_layer")),
+    Tower("decoder", "decoder.bert.encoder.layer", ("decoder", "num_hidden_layers")),
+)
+"""The stacks of layers that a student may have fewer of; a model has one of both decoders."""
 
 
 def _layers(model: Any) -> Any:

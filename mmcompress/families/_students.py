@@ -75,6 +75,8 @@ def write_student(
     state: dict[str, Tensor] = dict(model.state_dict())
     named: list[str] = []
     for tower in towers:
+        if not _has(model, tower.layers):
+            continue  # a family of several architectures names the stacks of all
         kept = choose_layers(tower.name, cut.layers(tower.name), len(model.get_submodule(tower.layers)))
         units = cut.size(tower.name, "feed_forward")
         if cut.layers(tower.name) is not None or units is not None:
@@ -94,6 +96,10 @@ def write_student(
     write_json(folder / "config.json", config)
     copy_files(teacher, folder, architecture.files)
     write_weights(student.state_dict(), folder)
+
+
+def _has(model: Any, name: str) -> bool:
+    return any(found == name for found, _ in model.named_modules())
 
 
 def choose_layers(tower: str, asked: int | Sequence[int] | None, have: int) -> tuple[int, ...]:

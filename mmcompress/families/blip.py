@@ -16,10 +16,14 @@ from pydantic import Field
 
 from mmcompress.component import JSON
 from mmcompress.errors import UsageError
-from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run
+from mmcompress.families import Feeds, Graph, Prunable, Request, Run
+from mmcompress.families._blip_model import architecture, towers
 from mmcompress.families._blip_processing import FILES, BlipProcessor
 from mmcompress.families._generate import Decoding, generate
 from mmcompress.families._images import read_object
+from mmcompress.families._of_transformers import TransformersFamily
+from mmcompress.families._students import Tower
+from mmcompress.families._transformers import Architecture
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +37,7 @@ _CAPTION_TOKENS, _ANSWER_TOKENS = 16, 4
 """Tokens that every model writes when it is timed."""
 
 
-class Blip(Family):
+class Blip(TransformersFamily):
     """A picture tower, and text towers that look at what it sees (Li et al., arXiv:2201.12086)."""
 
     processing_files: ClassVar[tuple[str, ...]] = FILES
@@ -70,47 +74,13 @@ class Blip(Family):
         others = {"vqa": {"question", "answers"}, "match": {"text", "label"}}.get(self.task, {"texts"})
         return frozenset({"image", *others})
 
-    @property
-    def cuts(self) -> frozenset[str]:
-        """Layers and feed-forward width of the picture tower and of the text towers, which share one configuration."""
-        return frozenset(f"{tower}_{what}" for tower in ("vision", "text") for what in ("layers", "feed_forward"))
+    def architecture(self) -> Architecture:
+        """Transformers' class of the task."""
+        return architecture(self.task)
 
-    # --- model folders ---
-
-    def write(self, folder: Path, seed: int) -> None:
-        """Write the checkpoint as the folder of transformers' class of the task.
-
-        Raises:
-            InputError: no weights, weights missing or unexpected (those of another task, for example), another kind of
-                model, a tokenizer or picture settings that do not fit.
-        """
-        from mmcompress.families._blip_model import architecture
-        from mmcompress.families._transformers import write_model
-
-        write_model(self, architecture(self.task), folder, seed)
-        self.processor(folder)
-
-    def load(self, folder: Path, *, attention: str = "sdpa") -> torch.nn.Module:
-        """The model of a model folder, in FP32 and evaluation mode; its attention is always computed eagerly."""
-        from mmcompress.families._blip_model import architecture
-        from mmcompress.families._transformers import load_model
-
-        model: torch.nn.Module = load_model(folder, architecture(self.task), attention)
-        return model
-
-    def save(self, model: torch.nn.Module, source: Path, folder: Path) -> None:
-        """Write a model that came from ``source``: its files, the weights in FP32, what pruning changed."""
-        from mmcompress.families._blip_model import architecture
-        from mmcompress.families._transformers import save_model
-
-        save_model(model, source, folder, architecture(self.task))
-
-    def student(self, teacher: Path, cut: FromTeacher, folder: Path, seed: int) -> None:
-        """Cut a student from an unpruned teacher: fewer layers, evenly spaced, or narrower feed-forward blocks."""
-        from mmcompress.families._blip_model import architecture, towers
-        from mmcompress.families._students import write_student
-
-        write_student(teacher, cut, folder, seed, architecture(self.task), towers(self.task))
+    def towers(self) -> tuple[Tower, ...]:
+        """The picture tower, and the text towers, which share one configuration."""
+        return towers(self.task)
 
     # --- training ---
 
@@ -186,10 +156,6 @@ class Blip(Family):
             InputError: configuration files that are missing, malformed or do not fit one another.
         """
         return BlipProcessor(folder, read_object(folder / "config.json"), self.task, self.max_tokens)
-
-    def package_files(self, folder: Path) -> list[str]:
-        """Configuration, tokenizer and picture settings, as far as the folder has them."""
-        return [name for name in ("config.json", *FILES) if (folder / name).is_file()]
 
     def answer(self, run: Run, request: str, feeds: Feeds, length: int | None = None) -> NDArray[Any]:
         """Tokens int32 [n, s], scores of the classes of a match [n, 2], or L2-normalised embeddings [n, d]."""

@@ -12,11 +12,15 @@ from pydantic import Field
 
 from mmcompress.component import JSON
 from mmcompress.errors import InputError, UsageError
-from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run
+from mmcompress.families import Feeds, Graph, Prunable, Request, Run
+from mmcompress.families._captioner_model import ARCHITECTURE, TOWERS
 from mmcompress.families._generate import Decoding, generate
 from mmcompress.families._images import PREPROCESSOR_FILES, ImageEncoder, read_image_settings, read_object
+from mmcompress.families._of_transformers import TransformersFamily
+from mmcompress.families._students import Tower
 from mmcompress.families._targets import TargetEncoder, TargetSettings
 from mmcompress.families._texts import TOKENIZER_FILES, load_tokenizer
+from mmcompress.families._transformers import Architecture
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +33,7 @@ FORCED_TOKENS = 16
 """Tokens that every model writes when captions are timed."""
 
 
-class Captioner(Family):
+class Captioner(TransformersFamily):
     """Writes a caption of a picture."""
 
     processing_files: ClassVar[tuple[str, ...]] = FILES
@@ -51,46 +55,13 @@ class Captioner(Family):
         """Pictures with captions."""
         return frozenset({"image", "texts"})
 
-    @property
-    def cuts(self) -> frozenset[str]:
-        """Layers of both halves; the feed-forward width of the picture encoder."""
-        return frozenset({"encoder_layers", "encoder_feed_forward", "decoder_layers"})
+    def architecture(self) -> Architecture:
+        """``VisionEncoderDecoderModel``."""
+        return ARCHITECTURE
 
-    # --- model folders ---
-
-    def write(self, folder: Path, seed: int) -> None:
-        """Write the checkpoint as a ``VisionEncoderDecoderModel`` folder.
-
-        Raises:
-            InputError: no weights, weights missing or unexpected, another kind of model, a tokenizer that does not fit.
-        """
-        from mmcompress.families._captioner_model import ARCHITECTURE
-        from mmcompress.families._transformers import write_model
-
-        write_model(self, ARCHITECTURE, folder, seed)
-        self.processor(folder)
-
-    def load(self, folder: Path, *, attention: str = "sdpa") -> torch.nn.Module:
-        """The model of a model folder, in FP32 and evaluation mode."""
-        from mmcompress.families._captioner_model import ARCHITECTURE
-        from mmcompress.families._transformers import load_model
-
-        model: torch.nn.Module = load_model(folder, ARCHITECTURE, attention)
-        return model
-
-    def save(self, model: torch.nn.Module, source: Path, folder: Path) -> None:
-        """Write a model that came from ``source``: its files, the weights in FP32, what pruning changed."""
-        from mmcompress.families._captioner_model import ARCHITECTURE
-        from mmcompress.families._transformers import save_model
-
-        save_model(model, source, folder, ARCHITECTURE)
-
-    def student(self, teacher: Path, cut: FromTeacher, folder: Path, seed: int) -> None:
-        """Cut a student from an unpruned teacher: fewer layers, evenly spaced, or narrower feed-forward blocks."""
-        from mmcompress.families._captioner_model import ARCHITECTURE, towers
-        from mmcompress.families._students import write_student
-
-        write_student(teacher, cut, folder, seed, ARCHITECTURE, towers(read_object(teacher / "config.json")))
+    def towers(self) -> tuple[Tower, ...]:
+        """The picture encoder with its feed-forward width, and the decoder."""
+        return TOWERS
 
     # --- training ---
 
@@ -147,10 +118,6 @@ class Captioner(Family):
             InputError: configuration files that are missing, malformed or do not fit one another.
         """
         return CaptionerProcessor(folder, self)
-
-    def package_files(self, folder: Path) -> list[str]:
-        """Configuration, tokenizer and picture settings, as far as the folder has them."""
-        return [name for name in ("config.json", *FILES) if (folder / name).is_file()]
 
     def answer(self, run: Run, request: str, feeds: Feeds, length: int | None = None) -> NDArray[Any]:
         """Tokens of captions, int32 [n, s]."""
