@@ -37,3 +37,17 @@ class TextEmbedder(torch.nn.Module):
         pooled = self.text_model(input_ids=input_ids, attention_mask=attention_mask).pooler_output
         embeds = pooled if self.text_projection is None else self.text_projection(pooled)
         return {"text_embeds": normalize(embeds, dim=-1)}
+
+
+class Named(torch.nn.Module):
+    """A model whose outputs are named by its own fields: for graphs that are one call of it."""
+
+    def __init__(self, model: torch.nn.Module, *names: str) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """The named fields of what the model gives."""
+        found = self.model(**inputs)
+        return {name: getattr(found, name) for name in self.names}
