@@ -6,11 +6,13 @@
 # PYTHON=python3.12       the interpreter, 3.11 to 3.13; found by itself otherwise
 # TORCH_INDEX=URL         one more package index, for example PyTorch's own with CPU wheels (not used where a GPU is)
 # VENV=DIR                where the virtual environment goes
+# WORKERS=N               processes that share the tests; 2
 
 VENV ?= .venv
 TORCH_INDEX ?=
 PYTEST ?=
 RUN_OPTIONS ?=
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 SOURCES := mmcompress tests $(wildcard benchmarks)
@@ -27,7 +29,7 @@ demo: $(VENV)/.installed
 	$(BIN)/mmcompress run recipes/quickstart.yaml $(RUN_OPTIONS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST)
 
 unit: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "unit and not slow and not gpu" $(PYTEST)

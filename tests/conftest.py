@@ -23,6 +23,14 @@ def _apart(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
         del sys.modules[name]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file, and contract tests of one case, share what is costly to make: one process runs them."""
+    for item in items:
+        case = getattr(getattr(item, "callspec", None), "params", {}).get("case")
+        name = f"{item.path.name}[{case.name}]" if hasattr(case, "name") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture
 def root() -> Path:
     """The checkout."""
