@@ -138,6 +138,6 @@ def _darkened(image: Image, share: float) -> Image:
     return ImageEnhance.Brightness(shown).enhance(1.0 - share)
 
 
-def damage_columns(damage: Damage, ids: Sequence[str], raw: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+def damage_columns(damage: Damage, ids: Sequence[str], raw: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
     """All columns of some examples, damaged."""
     return {name: damage.apply(name, ids, column) for name, column in raw.items()}
