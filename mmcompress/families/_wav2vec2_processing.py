@@ -14,6 +14,7 @@ from mmcompress.errors import InputError
 from mmcompress.families import PADDING, Feeds
 from mmcompress.families._characters import read_characters
 from mmcompress.families._images import read_object
+from mmcompress.families._processing import class_names
 from mmcompress.families._sounds import Samples, read_extractor, read_samples
 
 Task = Literal["transcribe", "classify"]
@@ -87,8 +88,7 @@ class SpeechProcessor:
         self.task = task
         self.sounds = Waves(read_wave_settings(folder), max_seconds, receptive_field(kernels, strides))
         if task == "classify":
-            names = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-            self.classes = [str(names[key]) for key in sorted(names, key=int)]
+            self.classes = class_names(config)
         else:
             self.characters = read_characters(folder)
             self.frames = frame_count(self.sounds.most, kernels, strides)
@@ -150,8 +150,15 @@ class SpeechProcessor:
 class Waves:
     """Sounds to the model's input in two halves, as ``Wav2Vec2FeatureExtractor`` makes it."""
 
-    def __init__(self, settings: WaveSettings, max_seconds: float, least: int) -> None:
+    def __init__(
+        self,
+        settings: WaveSettings,
+        max_seconds: float,
+        least: int,
+        advice: str = "Split the sound, or raise max_seconds: nothing is cut silently.",
+    ) -> None:
         self.settings = settings
+        self._advice = advice
         self.most = max(least, round(max_seconds * settings.rate))
         self.least = least
 
@@ -168,7 +175,7 @@ class Waves:
             if len(samples) > self.most:
                 raise InputError(
                     f"{where}: {seconds:.2f} s; at most {self.most / self.settings.rate:g} s are taken\n"
-                    "  Split the sound, or raise max_seconds: nothing is cut silently."
+                    f"  {self._advice}"
                 )
             if len(samples) < self.least:
                 shortest = self.least / self.settings.rate
