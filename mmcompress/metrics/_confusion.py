@@ -53,15 +53,15 @@ def confusion(true: Matches, predicted: Matches) -> Hits:
 
 def averages(c: int, conditions: Mapping[str, Any], *, several: bool) -> list[Statistic]:
     """Macro and weighted averages; with ``several`` classes per example over all classes, and F1 over all decisions."""
-    among = partial(_macro, c=c, every=several)
+    among = partial(macro, c=c, every=several)
     made: dict[str, Callable[[Floats], Floats]] = {
         "f1_macro": partial(among, what="f1"),
-        "f1_weighted": partial(_weighted_f1, c=c),
+        "f1_weighted": partial(weighted_f1, c=c),
         "precision_macro": partial(among, what="precision"),
         "recall_macro": partial(among, what="recall"),
     }
     if several:  # of one class per example it is the accuracy
-        made["f1_micro"] = partial(_micro_f1, c=c)
+        made["f1_micro"] = partial(micro, c=c, what="f1")
     return [Statistic(name, conditions, of=of, samples="accuracy") for name, of in made.items()]
 
 
@@ -70,50 +70,55 @@ def per_class(index: int, names: Sequence[str], conditions: Mapping[str, Any]) -
     about = {**conditions, "class": names[index]}
     return [
         Statistic(
-            what, about, derived=False, of=partial(_of_class, c=len(names), index=index, what=what), samples="accuracy"
+            what, about, derived=False, of=partial(of_class, c=len(names), index=index, what=what), samples="accuracy"
         )
         for what in PER_CLASS
     ]
 
 
-def _scores(means: Floats, c: int, what: str) -> Floats:
-    """Precision, recall or F1 of every class, [..., c]; 0 where nothing was predicted or nothing is true."""
-    found, predicted, true = (means[..., 1 + place * c : 1 + (place + 1) * c] for place in range(3))
-    above, below = {
-        "precision": (found, predicted),
-        "recall": (found, true),
-        "f1": (2 * found, predicted + true),
-    }[what]
-    return _ratio(above, below)
-
-
-def _ratio(above: Floats, below: Floats) -> Floats:
-    """above / below, and 0 where below is."""
-    return np.asarray(np.divide(above, below, out=np.zeros_like(below), where=below > 0), dtype=np.float64)
-
-
-def _of_class(means: Floats, c: int, index: int, what: str) -> Floats:
+def of_class(means: Floats, c: int, index: int, what: str) -> Floats:
+    """Precision, recall or F1 (``what``) of one class."""
     return _scores(means, c, what)[..., index]
 
 
-def _macro(means: Floats, c: int, what: str, every: bool) -> Floats:
+def macro(means: Floats, c: int, what: str, every: bool = False) -> Floats:
     """The mean over the classes that occur among what is true and what is predicted, or over every class."""
     scores = _scores(means, c, what)
     if every:
         return np.asarray(scores.mean(axis=-1))
-    occurs = (means[..., 1 + c : 1 + 2 * c] + means[..., 1 + 2 * c :]) > 0
-    return np.asarray((scores * occurs).sum(axis=-1) / occurs.sum(axis=-1))
+    _, predicted, true = _groups(means, c)
+    occurs = (predicted + true) > 0
+    return _ratio((scores * occurs).sum(axis=-1), occurs.sum(axis=-1).astype(np.float64))
 
 
-def _weighted_f1(means: Floats, c: int) -> Floats:
+def weighted_f1(means: Floats, c: int) -> Floats:
     """The mean of F1 over the classes, each weighted with how often it is true."""
-    true = means[..., 1 + 2 * c :]
-    total = true.sum(axis=-1)
-    weighted = (_scores(means, c, "f1") * true).sum(axis=-1)
-    return _ratio(weighted, total)
+    true = _groups(means, c)[2]
+    return _ratio((_scores(means, c, "f1") * true).sum(axis=-1), true.sum(axis=-1))
 
 
-def _micro_f1(means: Floats, c: int) -> Floats:
-    found, predicted, true = (means[..., 1 + place * c : 1 + (place + 1) * c].sum(axis=-1) for place in range(3))
-    below = predicted + true
-    return _ratio(2 * found, below)
+def micro(means: Floats, c: int, what: str) -> Floats:
+    """Precision, recall or F1 of all classes' decisions together."""
+    found, predicted, true = (group.sum(axis=-1) for group in _groups(means, c))
+    return _score(found, predicted, true, what)
+
+
+def _scores(means: Floats, c: int, what: str) -> Floats:
+    """Precision, recall or F1 of every class, [..., c]; 0 where nothing was predicted or nothing is true."""
+    return _score(*_groups(means, c), what)
+
+
+def _groups(means: Floats, c: int) -> tuple[Floats, Floats, Floats]:
+    found, predicted, true = (means[..., 1 + place * c : 1 + (place + 1) * c] for place in range(3))
+    return found, predicted, true
+
+
+def _score(found: Floats, predicted: Floats, true: Floats, what: str) -> Floats:
+    if what == "f1":
+        return _ratio(2 * found, predicted + true)
+    return _ratio(found, predicted if what == "precision" else true)
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    """Above / below, and 0 where below is."""
+    return np.asarray(np.divide(above, below, out=np.zeros_like(below), where=below > 0), dtype=np.float64)

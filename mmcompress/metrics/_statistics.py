@@ -46,12 +46,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Hits:
-    """A table of zeros and ones [n, k] of which few are ones: where they stand. Whether a class was right, and the like."""
+    """A table of small counts [n, k] that are mostly zero, by where there are ones: whether a class was right, ..."""
 
     n: int
     k: int
     rows: NDArray[np.int64]
-    """The example of each one."""
+    """The example of each one; a place that stands here twice counts two."""
     columns: NDArray[np.int64]
 
     def __len__(self) -> int:
