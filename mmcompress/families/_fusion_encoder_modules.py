@@ -259,7 +259,8 @@ class InputEncoder(nn.Module):
             found = self._encode(values, None)
         else:
             if self.standardise is not None:
-                values = self.standardise(values, mask if values.ndim == 3 else mask[:, 0])
+                counts = mask if here is None else mask & here[:, None]
+                values = self.standardise(values, counts if values.ndim == 3 else counts[:, 0])
             if self.embedding is not None:
                 values = self.embedding(values)
             found = self._encode(values, mask)
