@@ -220,6 +220,9 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "vqa_v2.annotations": {"annotations": "{folder}/said_two.json"},
     "vqa_v2.images": {"images": "{folder}/more"},
     "styles": {"styles": ["zh"]},
+    "vilt.labels": {"labels": "{folder}/two.jsonl", "head": "new"},
+    "wav2vec2.new_head": {"new_head": ["yes", "no"], "task": "classify"},
+    "logits_mse.scale": {"scale": "fusion.scale"},
     "damage": {"damage": [{"noise": 0.5}]},
     "recover": {"recover": {"losses": ["feature_mse"], "steps": 3}},
 }
