@@ -34,6 +34,42 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Measured on {facts['cpu']}, {facts['cores']} cores."])
 
 
+MODELS = ("teacher", "without_teacher", "distill", "prune", "onnxruntime int8")
+HEADINGS = ("teacher", "student, no teacher", "distilled", "pruned", "INT8 package")
+PERCENT = ("accuracy", "vqa_accuracy", "zero_shot_top1", "recall_at_1", "wer")
+
+
+def task_table(results: dict[str, Any]) -> str:
+    """The tasks as a Markdown table: one line each, every number with its interval."""
+    found: dict[str, dict[str, Any]] = {}
+    for claim in results["claims"]:
+        task, _, rest = claim["name"].partition(": ")
+        metric, _, model = rest.partition(" of ")
+        found.setdefault(task, {})[f"{metric} of {model}"] = claim
+    lines = ["| task | metric | " + " | ".join(HEADINGS) + " | times as fast | times smaller |"]
+    lines.append("|---|---|" + "---:|" * (len(HEADINGS) + 2))
+    for task, claims in found.items():
+        metric = next(name.partition(" of ")[0] for name in claims if name.endswith(" of teacher"))
+        cells = [with_interval(claims.get(f"{metric} of {model}"), metric) for model in MODELS]
+        for name in ("speedup.latency_ms_p50", "size_ratio"):
+            cells.append(with_interval(claims.get(f"{name} of {MODELS[-1]}"), name))
+        lines.append(f"| {task.replace('_', ' ')} | {metric} | {' | '.join(cells)} |")
+    facts = results["environment"]
+    return "\n".join([*lines, "", f"Measured on {facts['cpu']}, {facts['cores']} cores."])
+
+
+def with_interval(claim: dict[str, Any] | None, metric: str) -> str:
+    """A value with its 95 % interval."""
+    if claim is None or claim["value"] is None:
+        return ""
+    scale, digits = (100, 1) if metric in PERCENT else (1, 2)
+    value = f"{claim['value'] * scale:.{digits}f}"
+    if not claim["ci95"]:
+        return value
+    low, high = (f"{end * scale:.{digits}f}" for end in claim["ci95"])
+    return f"{value} [{low}, {high}]"
+
+
 def main() -> int:
     """Fill every ``<!-- results:NAME -->`` block from ``benchmarks/results/NAME.json``."""
     path = ROOT / "README.md"
@@ -43,7 +79,9 @@ def main() -> int:
         if start in after:
             head, _, rest = after.partition(start)
             tail = rest.partition(end)[2]
-            after = f"{head}{start}\n{table(json.loads(file.read_text(encoding='utf-8')))}\n{end}{tail}"
+            results = json.loads(file.read_text(encoding="utf-8"))
+            shown_table = task_table(results) if file.stem == "tasks" else table(results)
+            after = f"{head}{start}\n{shown_table}\n{end}{tail}"
     if "--check" in sys.argv:
         return int(before != after)
     path.write_text(after, encoding="utf-8")
