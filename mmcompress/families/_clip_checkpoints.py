@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,8 @@ from mmcompress.component import nearest
 from mmcompress.errors import InputError
 from mmcompress.families import Family, _transformers
 from mmcompress.families._checkpoints import copy_files, load_strictly, read_weights, source_folder, write_weights
-from mmcompress.families._images import PREPROCESSOR_FILES, read_image_settings, read_object
+from mmcompress.families._clip_towers import DUAL, TEXTS_OF_BERT
+from mmcompress.families._images import PREPROCESSOR_FILES, ImageEncoder, read_image_settings, read_object
 from mmcompress.families._structure import STRUCTURE
 from mmcompress.families._texts import TOKENIZER_FILES, load_tokenizer
 from mmcompress.store import write_json
@@ -19,11 +20,17 @@ from mmcompress.store import write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-ARCHITECTURE = _transformers.Architecture(
-    "clip", {"clip": "CLIPModel", "siglip": "SiglipModel"}, (*PREPROCESSOR_FILES, *TOKENIZER_FILES)
-)
-_MODEL_TYPES = ("clip", "siglip")
+_CLASSES = {
+    "clip": "CLIPModel",
+    "siglip": "SiglipModel",
+    "chinese_clip": "ChineseCLIPModel",
+    "vision-text-dual-encoder": "VisionTextDualEncoderModel",
+}
+ARCHITECTURE = _transformers.Architecture("clip", _CLASSES, (*PREPROCESSOR_FILES, *TOKENIZER_FILES))
+_MODEL_TYPES = tuple(_CLASSES)
 _CONVERTED = ("siglip2",)
+RESNET_WIDTHS = (256, 512, 1024, 2048)
+"""Of a ResNet whose configuration names none: ResNet-50's."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,10 @@ class Checkpoint:
 def write_checkpoint(family: Family, folder: Path, seed: int) -> None:
     """Write the checkpoint that a component names; see :meth:`mmcompress.families.clip.Clip.write`."""
     source = source_folder(family)
+    base, file = (source.parent, source) if source.is_file() else (source, source / "config.json")
+    if file.is_file() and read_object(file).get("model_type") in TEXTS_OF_BERT:
+        write_dual(family, base, read_object(file), folder, seed)
+        return
     if family.config is not None:
         _write_random(source, folder, seed)
         return
@@ -113,7 +124,7 @@ def start_sigmoid(model: Any) -> None:
 
 
 def _ensure_tokenizer(source: Path, folder: Path) -> None:
-    """Build ``tokenizer.json`` from CLIP's BPE files where that is all there is."""
+    """Build ``tokenizer.json`` from CLIP's BPE files, or BERT's list of pieces, where that is all there is."""
     if (folder / "tokenizer.json").is_file():
         return
     if (source / "vocab.json").is_file() and (source / "merges.txt").is_file():
@@ -121,11 +132,16 @@ def _ensure_tokenizer(source: Path, folder: Path) -> None:
 
         CLIPTokenizer.from_pretrained(source).save_pretrained(folder)
         return
+    if (source / "vocab.txt").is_file():
+        from transformers import BertTokenizer
+
+        BertTokenizer.from_pretrained(source).save_pretrained(folder)
+        return
     has = [name for name in ("spiece.model", "vocab.json", "merges.txt") if (source / name).is_file()]
     found = f" (it has {', '.join(has)} alone)" if has else ""
     raise InputError(
-        f"{source}: no tokenizer.json{found}\n  expected tokenizer.json, or vocab.json with merges.txt for CLIP;"
-        " transformers writes one: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        f"{source}: no tokenizer.json{found}\n  expected tokenizer.json, vocab.json with merges.txt for CLIP, or vocab.txt"
+        " for BERT; transformers writes one: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
     )
 
 
@@ -151,6 +167,43 @@ def check_processing(folder: Path, model: Any) -> None:
                 f"{folder / 'tokenizer.json'}: ends no text with eos_token_id {text.eos_token_id}, where the model"
                 f" reads its answer ('a' becomes {ids})"
             )
+
+
+# --- dual encoders -------------------------------------------------------------------------------------------------
+
+
+def write_dual(family: Family, source: Path, config: Mapping[str, Any], folder: Path, seed: int) -> None:
+    """Write a Chinese-CLIP or dual encoder folder, read by transformers, which knows the names of older versions.
+
+    Raises:
+        InputError: towers that are not known here, or what :func:`mmcompress.families._transformers.write_model` raises.
+    """
+    changes: dict[str, Any] = {}
+    if config["model_type"] == "vision-text-dual-encoder":
+        changes = _dual_changes(config, source)
+    folder.mkdir(parents=True, exist_ok=True)
+    copy_files(source, folder, (*PREPROCESSOR_FILES, *TOKENIZER_FILES))
+    _ensure_tokenizer(source, folder)
+    # Older checkpoints hold what follows from the shapes.
+    architecture = replace(ARCHITECTURE, check=check_processing, dropped=("text_model.embeddings.position_ids",))
+    _transformers.write_model(family, architecture, folder, seed, changes)
+
+
+def _dual_changes(config: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """What transformers and our graphs read of a ResNet's configuration, and the ResNet's own lacks."""
+    for tower, known in DUAL.items():
+        kind = str((config.get(f"{tower}_config") or {}).get("model_type"))
+        if kind not in known:
+            raise InputError(
+                f"{source}: a dual encoder whose {tower} model is of model_type {kind!r}{nearest(kind, known)}\n"
+                f"  known: {', '.join(known)}"
+            )
+    vision = config["vision_config"]
+    if vision["model_type"] != "resnet":
+        return {}
+    size = ImageEncoder(read_image_settings(source)).fixed_size
+    widths = vision.get("hidden_sizes") or RESNET_WIDTHS
+    return {"vision_config": {**vision, "hidden_size": widths[-1], "image_size": list(size)}}
 
 
 # --- loading and saving --------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from mmcompress.errors import UsageError
 from mmcompress.families import FromTeacher
 from mmcompress.families._checkpoints import copy_files, load_strictly, write_weights
 from mmcompress.families._clip_checkpoints import build_from_config, load_model, start_sigmoid
-from mmcompress.families._clip_model import TOWERS
+from mmcompress.families._clip_towers import TOWERS
 from mmcompress.families._images import PREPROCESSOR_FILES
 from mmcompress.families._structure import STRUCTURE
 from mmcompress.families._students import choose_layers

@@ -298,11 +298,12 @@ class ImageEncoder:
     def __init__(self, settings: ImageSettings) -> None:
         self.settings = settings
 
-    def compact(self, pictures: Sequence[Any]) -> NDArray[np.uint8]:
-        """Pictures in any accepted form to uint8 [n, h, w, 3].
+    @property
+    def fixed_size(self) -> tuple[int, int]:
+        """(height, width) of every picture.
 
         Raises:
-            InputError: a picture that cannot be used, with its position.
+            InputError: it depends on the picture.
         """
         size = self.settings.output_size
         if size is None:
@@ -310,7 +311,15 @@ class ImageEncoder:
                 "the pictures' settings give each picture another size (shortest edge without a crop)\n"
                 "  expected a crop_size with do_center_crop, or a size of height and width, in preprocessor_config.json"
             )
-        result = np.empty((len(pictures), *size, 3), np.uint8)
+        return size
+
+    def compact(self, pictures: Sequence[Any]) -> NDArray[np.uint8]:
+        """Pictures in any accepted form to uint8 [n, h, w, 3].
+
+        Raises:
+            InputError: a picture that cannot be used, with its position.
+        """
+        result = np.empty((len(pictures), *self.fixed_size, 3), np.uint8)
         for index, picture in enumerate(pictures):
             try:
                 image = open_picture(picture, self.settings.background)

@@ -1,7 +1,11 @@
-"""CLIP, SigLIP and SigLIP 2 of transformers, and open_clip's ViT models: pictures and texts in one space.
+"""Pictures, or films, and texts in one space: transformers' CLIP, SigLIP, Chinese-CLIP and dual encoders, open_clip's ViTs.
 
-In a model folder each of them is a ``CLIPModel`` or a ``SiglipModel``: open_clip checkpoints and SigLIP 2's NaFlex
-variant are converted when they are written. Weights keep their stored precision there; :meth:`Clip.load` gives FP32.
+In a model folder each of them is of transformers' own class: open_clip checkpoints become a ``CLIPModel``, SigLIP 2's
+NaFlex variant a ``SiglipModel`` when they are written. Weights keep their stored precision there; :meth:`Clip.load`
+gives FP32.
+
+With ``frames`` the pictures are films. A film's embedding is the normalised mean of its frames' (CLIP4Clip's meanP,
+arXiv:2104.08860): what is seen, and where, but not in which order. A film and the same one backwards are one to it.
 """
 
 from __future__ import annotations
@@ -12,9 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from mmcompress.errors import InputError, UsageError
 from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run
+from mmcompress.families._clip_towers import NAMES, TEXTS_OF_BERT
+from mmcompress.families._films import FilmEncoder
 from mmcompress.families._images import PREPROCESSOR_FILES, ImageEncoder, read_image_settings, read_object
 from mmcompress.families._texts import TOKENIZER_FILES, TextEncoder, load_tokenizer, read_text_settings
 
@@ -26,36 +33,47 @@ if TYPE_CHECKING:
 
 PROCESSING_FILES = (*PREPROCESSOR_FILES, *TOKENIZER_FILES)
 _GRAPHS = {"embed_image": ("vision_model", "image_embeds"), "embed_text": ("text_model", "text_embeds")}
-_INPUTS = {"vision_model": ("pixel_values",), "text_model": ("input_ids", "attention_mask")}
+_INPUTS = {"vision_model": NAMES["vision"], "text_model": NAMES["text"]}
 
 
 class Clip(Family):
-    """A model that embeds pictures and texts in one space: CLIP, SigLIP, SigLIP 2, open_clip's ViT models."""
+    """A model that embeds pictures and texts in one space.
+
+    CLIP, SigLIP, SigLIP 2, Chinese-CLIP, open_clip's ViT models, dual encoders of a ViT, ResNet or CLIP tower and BERT.
+    """
 
     processing_files: ClassVar[tuple[str, ...]] = PROCESSING_FILES
 
+    frames: int | None = Field(None, ge=2, le=64)
+    """The pictures are films of so many frames at most; of longer ones that many are taken, evenly spaced."""
+
+    @property
+    def seen(self) -> str:
+        """The column of what is embedded beside texts: ``image`` or ``frames``."""
+        return "image" if self.frames is None else "frames"
+
     @property
     def requests(self) -> tuple[Request, ...]:
-        """Embeddings of pictures and of texts."""
+        """Embeddings of pictures (or films) and of texts."""
         return (
-            Request("embed_image", ("image",), ("vision_model",)),
+            Request("embed_image", (self.seen,), ("vision_model",)),
             Request("embed_text", ("text",), ("text_model",)),
         )
 
     @property
     def columns(self) -> frozenset[str]:
-        """Pictures with texts."""
-        return frozenset({"image", "texts"})
+        """Pictures (or films) with texts."""
+        return frozenset({self.seen, "texts"})
 
     @property
     def cuts(self) -> frozenset[str]:
-        """Layers, width and feed-forward width of both towers."""
+        """Layers, feed-forward width and, where both towers are CLIP's, width of both towers."""
         return frozenset(f"{t}_{what}" for t in ("vision", "text") for what in ("layers", "width", "feed_forward"))
 
     # --- model folders ---
 
     def write(self, folder: Path, seed: int) -> None:
-        """Write the checkpoint as a ``CLIPModel`` or ``SiglipModel`` folder, its weights in their stored precision.
+        """Write the checkpoint as a folder of transformers' class, its weights in their stored precision.
 
         Raises:
             InputError: no weights, weights missing or unexpected, pickled weights, another kind of model, a tokenizer
@@ -66,7 +84,7 @@ class Clip(Family):
         write_checkpoint(self, folder, seed)
 
     def load(self, folder: Path, *, attention: str = "sdpa") -> torch.nn.Module:
-        """The ``CLIPModel`` or ``SiglipModel`` of a model folder, in FP32 and evaluation mode.
+        """The model of a model folder, in FP32 and evaluation mode.
 
         Raises:
             InputError: weights that do not fit config.json and structure.json; an unknown kind of attention.
@@ -87,7 +105,8 @@ class Clip(Family):
 
         Layers are chosen evenly spaced, the first and the last included. A narrower tower keeps the channels of the
         residual stream, the heads and the feed-forward units of the largest norm; the size of a head stays. With
-        ``init: random`` the towers that are named get new weights, or the whole model where none is named.
+        ``init: random`` the towers that are named get new weights, or the whole model where none is named. Towers of a
+        dual encoder or of Chinese-CLIP keep their width, a ResNet all that it has.
 
         Raises:
             UsageError: a cut that the teacher does not allow, with what it allows.
@@ -112,9 +131,13 @@ class Clip(Family):
         return outputs(model, batch, want)
 
     def provides(self) -> frozenset[str]:
-        """Every output; SigLIP checkpoints also give ``fusion.logit_bias``. Attention maps need ``attention: eager``."""
+        """Every output; SigLIP checkpoints also give ``fusion.logit_bias``. Attention maps need ``attention: eager``.
+
+        Hidden states of films are those of all their frames in a row; films have no attention maps.
+        """
         what = ("embeds", "hidden_states", "attentions", "mask")
-        return frozenset({f"{tower}.{name}" for tower in ("vision", "text") for name in what} | {"fusion.logit_scale"})
+        names = {f"{tower}.{name}" for tower in ("vision", "text") for name in what} | {"fusion.logit_scale"}
+        return frozenset(names - (set() if self.frames is None else {"vision.attentions"}))
 
     def task_loss(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> Tensor:
         """CLIP's symmetric cross entropy, or SigLIP's pairwise sigmoid loss where the model has a bias.
@@ -141,10 +164,10 @@ class Clip(Family):
         return prunable(model)
 
     def graphs(self, model: torch.nn.Module) -> list[Graph]:
-        """``vision_model`` and ``text_model``, both with normalised embeddings."""
+        """``vision_model`` (of pictures, or films of any length) and ``text_model``, both with normalised embeddings."""
         from mmcompress.families._clip_model import graphs
 
-        return graphs(model)
+        return graphs(model, self.frames)
 
     # --- answering ---
 
@@ -154,7 +177,7 @@ class Clip(Family):
         Raises:
             InputError: configuration files that are missing, malformed or not supported.
         """
-        return ClipProcessor(folder)
+        return ClipProcessor(folder, self.frames)
 
     def package_files(self, folder: Path) -> list[str]:
         """Configuration, tokenizer and picture settings, as far as the folder has them."""
@@ -170,16 +193,22 @@ class Clip(Family):
 
 
 class ClipProcessor:
-    """Pictures (``image``) and texts (``text``) to graph inputs; see :class:`mmcompress.families.Processor`."""
+    """Pictures (``image``) or films (``frames``) and texts (``text``) to graph inputs.
 
-    def __init__(self, folder: Path) -> None:
+    See :class:`mmcompress.families.Processor`.
+    """
+
+    def __init__(self, folder: Path, frames: int | None = None) -> None:
         config = read_object(folder / "config.json")
         text = config.get("text_config") or {}
-        siglip = config.get("model_type") == "siglip"
+        kind = str(config.get("model_type"))
+        siglip = kind == "siglip"
+        self.seen = "image" if frames is None else "frames"
         self.images = ImageEncoder(read_image_settings(folder))
+        self.films = None if frames is None else FilmEncoder(self.images.settings, frames)
         settings = read_text_settings(
             folder,
-            int(text.get("max_position_embeddings", 64 if siglip else 77)),
+            int(text.get("max_position_embeddings", 64 if siglip else 512 if kind in TEXTS_OF_BERT else 77)),
             full_length=siglip,
             clean=_cleaning(folder) if siglip else "none",
         )
@@ -188,24 +217,33 @@ class ClipProcessor:
     def compact(self, values: Mapping[str, Sequence[Any]]) -> Feeds:
         """``image`` to uint8 [n, h, w, 3], ``text`` to int32 [n, s] with -1 as padding.
 
+        ``frames`` to uint8 [n, f, h, w, 3], black after each film's last picture, with ``frames_count`` int64 [n].
+
         Raises:
-            InputError: a picture or text that cannot be used, or a column of another name.
+            InputError: a picture, film or text that cannot be used, or a column of another name.
         """
-        unknown = sorted(set(values) - {"image", "text"})
+        unknown = sorted(set(values) - {self.seen, "text"})
         if unknown:
-            raise InputError(f"clip takes the columns image and text, got {', '.join(unknown)}")
+            raise InputError(f"clip takes the columns {self.seen} and text, got {', '.join(unknown)}")
         compact: Feeds = {}
         if "image" in values:
             compact["image"] = self.images.compact(values["image"])
+        if self.films is not None and "frames" in values:
+            compact["frames"], compact["frames_count"] = self.films.compact(values["frames"])
         if "text" in values:
             compact["text"] = self.texts.compact(values["text"])
         return compact
 
     def expand(self, compact: Feeds) -> Feeds:
-        """``pixel_values`` float32 [n, 3, h, w]; ``input_ids`` and, for CLIP, ``attention_mask`` int64 [n, s]."""
+        """``pixel_values`` float32 [n, 3, h, w]; ``input_ids`` and, but for SigLIP, ``attention_mask`` int64 [n, s].
+
+        Of films ``pixel_values`` float32 [n, f, 3, h, w] and ``frame_mask`` int64 [n, f].
+        """
         feeds: Feeds = {}
         if "image" in compact:
             feeds["pixel_values"] = self.images.expand(compact["image"])
+        if self.films is not None and "frames" in compact:
+            feeds.update(self.films.expand(compact["frames"], compact["frames_count"]))
         if "text" in compact:
             feeds.update(self.texts.expand(compact["text"]))
         return feeds
