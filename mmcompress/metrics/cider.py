@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from mmcompress.errors import InputError
-from mmcompress.metrics import Bench, Measured, Metric, Subject
-from mmcompress.metrics._quality import Statistic, derived_names, statistic_rows
+from mmcompress.metrics import Bench, Measured, Subject
+from mmcompress.metrics._quality import Quality, Statistic, derived_names, statistic_rows
 
 LONGEST = 4
 """N-grams of one to four tokens."""
@@ -22,7 +22,7 @@ Tokens = Sequence[str]
 Grams = Counter[tuple[str, ...]]
 
 
-class Cider(Metric):
+class Cider(Quality):
     """CIDEr-D (Vedantam et al., arXiv:1411.5726, section 5) over given tokens, times ten as the official code has it.
 
     The references of the test data tell how telling an n-gram is. Texts are split as ``tokens`` says; the official
@@ -41,7 +41,7 @@ class Cider(Metric):
         """``cider`` with retention and drop."""
         return derived_names(["cider"])
 
-    def measure(self, subjects: Sequence[Subject], bench: Bench) -> Measured:
+    def judge(self, subjects: Sequence[Subject], bench: Bench) -> Measured:
         """Score every caption against all texts of its picture, and compare with the teacher on the same pictures.
 
         Raises:

@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from mmcompress.errors import InputError
-from mmcompress.metrics import Bench, Measured, Metric, Row, Scores, Subject
+from mmcompress.metrics import Bench, Measured, Row, Scores, Subject
+from mmcompress.metrics._pairs import SIDES, Pairs
 from mmcompress.metrics._quality import TIE, Column, absent_rows, derived_names, quality_rows, teacher_of
 
-DIRECTIONS = ("mean", "image_to_text", "text_to_image")
 
-
-class RecallAtK(Metric):
+class RecallAtK(Pairs):
     """The share of queries that find a positive among the k nearest, pictures to texts, texts to pictures, and their mean.
+
+    Of a model that embeds sounds it is sounds to texts, and so on in what follows.
 
     The gallery holds each example's picture or its first text. Any positive counts: the example's own partner, any text
     that is one of the picture's alternatives, and what belongs to an identical picture or an equal text. Ties count
@@ -37,46 +38,44 @@ class RecallAtK(Metric):
             raise ValueError("expected different whole numbers from 1")
         return k
 
-    def needs(self) -> frozenset[str]:
-        """Embeddings of both sides."""
-        return frozenset({"embed_image", "embed_text"})
-
     def gives(self) -> frozenset[str]:
         """``recall_at_<k>`` and ``mrr``, with retention and drop."""
         return derived_names(self._metrics())
 
-    def measure(self, subjects: Sequence[Subject], bench: Bench) -> Measured:
+    def judge(self, subjects: Sequence[Subject], bench: Bench) -> Measured:
         """Rank within each gallery, score each example, and compare with the teacher on the same galleries."""
         assert bench.test is not None
         teacher = teacher_of(subjects)
         if self.gallery == "teacher" and teacher is None:
             raise InputError("recall_at_k with `gallery: teacher` needs the teacher among what is measured")
+        side, column = SIDES[self.side]
+        directions = ("mean", f"{side}_to_text", f"text_to_{side}")
         size = self.gallery_size or len(bench.test)
         used = len(bench.test) // size * size
         columns = [
             Column(metric, self._conditions(direction, size), derived=direction == "mean")
             for metric in self._metrics()
-            for direction in DIRECTIONS
+            for direction in directions
         ]
         if used == 0:
             reason = f"{len(bench.test)} test examples are fewer than one gallery of {size}"
             return Measured(absent_rows(subjects, columns, len(bench.test), reason), {})
-        texts, pictures = bench.answers.values("texts")[:used], bench.answers.values("picture")[:used]
-        positives = positive_galleries(texts, pictures, size)
+        texts, equal = bench.answers.values("texts")[:used], bench.answers.values(column)[:used]
+        positives = positive_galleries(texts, equal, size)
         scores: dict[str, Scores] = {}
         samples: dict[str, list[dict[str, Any]]] = {}
         for subject in subjects:
             other = teacher if self.gallery == "teacher" and teacher is not None else subject
             ranks, answers = rank_galleries(
-                (bench.answers(subject, "embed_image")[:used], bench.answers(other, "embed_text")[:used]),
-                (bench.answers(subject, "embed_text")[:used], bench.answers(other, "embed_image")[:used]),
+                (bench.answers(subject, self.side)[:used], bench.answers(other, self.texts)[:used]),
+                (bench.answers(subject, self.texts)[:used], bench.answers(other, self.side)[:used]),
                 positives,
                 size,
             )
             scores[subject.name] = score_columns(ranks, self.k)
             for index, metric in enumerate(self._metrics()):
                 samples[f"{metric}/{subject.name}"] = _samples(
-                    bench.test.ids, scores[subject.name][:, index * len(DIRECTIONS)], answers
+                    bench.test.ids, scores[subject.name][:, index * len(directions)], answers, side
                 )
         left = len(bench.test) - used
         note = f"{left} test examples beyond the last whole gallery were left out" if left else ""
@@ -150,9 +149,9 @@ def score_columns(ranks: NDArray[np.int64], ks: Sequence[int]) -> Scores:
     )
 
 
-def _samples(ids: Sequence[str], scores: Scores, answers: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """One record per example: its score, and the ids of the text and of the picture that were found first."""
+def _samples(ids: Sequence[str], scores: Scores, answers: NDArray[np.int64], side: str) -> list[dict[str, Any]]:
+    """One record per example: its score, and the ids of the text and of the picture or sound that were found first."""
     return [
-        {"id": ids[index], "score": float(score), "answer": ids[text], "answer_text_to_image": ids[image]}
-        for index, (score, (text, image)) in enumerate(zip(scores, answers.tolist(), strict=True))
+        {"id": ids[index], "score": float(score), "answer": ids[text], f"answer_text_to_{side}": ids[other]}
+        for index, (score, (text, other)) in enumerate(zip(scores, answers.tolist(), strict=True))
     ]

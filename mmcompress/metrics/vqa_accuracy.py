@@ -9,14 +9,14 @@ import numpy as np
 
 from mmcompress._vqa import accuracy
 from mmcompress.errors import InputError
-from mmcompress.metrics import Bench, Measured, Metric, Scores, Subject
-from mmcompress.metrics._quality import Column, derived_names, quality_rows
+from mmcompress.metrics import Bench, Measured, Scores, Subject
+from mmcompress.metrics._quality import Column, Quality, derived_names, quality_rows
 
 ANNOTATORS = 10
 """As many as the protocol has; of fewer, the leave-one-out mean is taken as it is."""
 
 
-class VqaAccuracy(Metric):
+class VqaAccuracy(Quality):
     """min(1, annotators who agree / 3), averaged over all subsets that leave one annotator out; both sides normalised.
 
     Answers are texts, from a model that chooses among classes or one that writes (VQA v2's ``vqaEval.py``; see
@@ -31,7 +31,7 @@ class VqaAccuracy(Metric):
         """``vqa_accuracy`` with retention and drop."""
         return derived_names(["vqa_accuracy"])
 
-    def measure(self, subjects: Sequence[Subject], bench: Bench) -> Measured:
+    def judge(self, subjects: Sequence[Subject], bench: Bench) -> Measured:
         """Score every answer, and compare with the teacher on the same questions.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Zero-shot classification: the class whose name, put into sentences, is nearest to the picture."""
+"""Zero-shot classification: the class whose name, put into sentences, is nearest to the picture or the sound."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from pydantic import field_validator
 
 from mmcompress.errors import InputError
-from mmcompress.metrics import Bench, Measured, Metric, Scores, Subject
+from mmcompress.metrics import Bench, Measured, Scores, Subject
+from mmcompress.metrics._pairs import Pairs
 from mmcompress.metrics._quality import TIE, Column, derived_names, quality_rows
 
 Embeddings = NDArray[np.float32]
 
 
-class ZeroShot(Metric):
+class ZeroShot(Pairs):
     """Top-1 accuracy without training on the classes (Radford et al. 2021, section 3.1.4: ensembles of prompts).
 
     A class is the mean of its L2-normalised prompt embeddings, normalised again. A tie counts against the model.
@@ -33,21 +34,17 @@ class ZeroShot(Metric):
             raise ValueError(f"expected templates with one {{}} each; got {', '.join(map(repr, wrong)) or 'none'}")
         return templates
 
-    def needs(self) -> frozenset[str]:
-        """Embeddings of both sides."""
-        return frozenset({"embed_image", "embed_text"})
-
     def gives(self) -> frozenset[str]:
         """``zero_shot_top1`` with retention and drop."""
         return derived_names(["zero_shot_top1"])
 
-    def measure(self, subjects: Sequence[Subject], bench: Bench) -> Measured:
-        """Embed the prompts, classify every test picture, and compare with the teacher on the same pictures."""
+    def judge(self, subjects: Sequence[Subject], bench: Bench) -> Measured:
+        """Embed the prompts, classify every test picture or sound, and compare with the teacher on the same ones."""
         assert bench.test is not None
         classes = list(bench.test.classes())
         if not classes or "label" not in bench.test.columns:
             raise InputError(
-                "zero_shot classifies pictures, and the test data name no classes\n"
+                "zero_shot classifies, and the test data name no classes\n"
                 "  expected a `label` column; name it in data.test, or leave zero_shot out of measure.metrics"
             )
         labels = np.asarray(bench.answers.values("label"), dtype=np.int64)
@@ -55,9 +52,9 @@ class ZeroShot(Metric):
         scores: dict[str, Scores] = {}
         samples: dict[str, list[dict[str, Any]]] = {}
         for subject in subjects:
-            embedded = bench.answers.ask(subject, "embed_text", {"text": prompts})
+            embedded = bench.answers.ask(subject, self.texts, {"text": prompts})
             heads = class_embeddings(embedded, len(classes))
-            correct, answers = classify(bench.answers(subject, "embed_image"), heads, labels)
+            correct, answers = classify(bench.answers(subject, self.side), heads, labels)
             scores[subject.name] = correct[:, None]
             samples[f"zero_shot_top1/{subject.name}"] = [
                 {"id": bench.test.ids[index], "score": float(score), "answer": classes[answer]}
