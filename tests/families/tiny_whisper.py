@@ -18,13 +18,13 @@ def whisper_config(**changes: Any) -> dict[str, Any]:
         "model_type": "whisper",
         "vocab_size": len(DIGITS) + 3,
         "num_mel_bins": 40,
-        "d_model": 48,
-        "encoder_layers": 2,
-        "encoder_attention_heads": 3,
-        "encoder_ffn_dim": 96,
+        "d_model": 64,
+        "encoder_layers": 1,
+        "encoder_attention_heads": 4,
+        "encoder_ffn_dim": 128,
         "decoder_layers": 2,
-        "decoder_attention_heads": 3,
-        "decoder_ffn_dim": 96,
+        "decoder_attention_heads": 4,
+        "decoder_ffn_dim": 128,
         "max_source_positions": 50,
         "max_target_positions": 16,
         "decoder_start_token_id": 0,
@@ -33,6 +33,7 @@ def whisper_config(**changes: Any) -> dict[str, Any]:
         "pad_token_id": 1,
         "suppress_tokens": [],
         "begin_suppress_tokens": [],
+        "init_std": 0.05,
     }
     return {**config, **changes}
 
