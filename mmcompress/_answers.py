@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmcompress._ask import as_texts, find_request
+from mmcompress._sound import read_sound
 from mmcompress.component import digest_json, digest_path
 from mmcompress.data import Examples
 from mmcompress.errors import InputError, MissingExtra, NotRunnableHere, StageError
@@ -157,12 +158,12 @@ class Answers:
         return absent
 
     def values(self, name: str) -> Sequence[Any]:
-        """What the test examples hold, in order: ``label``, ``texts``, ... or ``picture`` (a digest of its pixels).
+        """What the test examples hold, in order: ``label``, ``texts``, ...; ``picture`` and ``sound`` are digests of these.
 
         Raises:
             InputError: the test data have no such column.
         """
-        if self.test is None or {"picture": "image"}.get(name, name) not in self.test.columns:
+        if self.test is None or {"picture": "image", "sound": "audio"}.get(name, name) not in self.test.columns:
             has = ", ".join(sorted(self.test.columns)) if self.test is not None else "nothing"
             raise InputError(f"the test data have no {name!r}; they have {has}")
         if name not in self._columns:
@@ -273,7 +274,7 @@ def _raw(examples: Sequence[Mapping[str, Any]], columns: dict[str, list[Any]]) -
     """Values of a chunk as requests name them; what metrics read later goes to ``columns``.
 
     The first text of an example is the text that is embedded; its alternatives count when answers are judged. Pictures,
-    sounds and arrays are not kept, a digest of the picture is.
+    sounds and arrays are not kept, digests of pictures and sounds are.
     """
     raw = {name: [values[name] for values in examples] for name in examples[0]}
     for name, column in raw.items():
@@ -283,6 +284,8 @@ def _raw(examples: Sequence[Mapping[str, Any]], columns: dict[str, list[Any]]) -
         raw["text"] = [texts[0] for texts in raw["texts"]]
     if "image" in raw:
         columns.setdefault("picture", []).extend(_picture_digest(image) for image in raw["image"])
+    if "audio" in raw:
+        columns.setdefault("sound", []).extend(_sound_digest(sound) for sound in raw["audio"])
     return raw
 
 
@@ -295,6 +298,11 @@ def _is_light(value: Any) -> bool:
 def _picture_digest(image: Image) -> bytes:
     head = f"{image.mode} {image.size}".encode()
     return hashlib.blake2b(head + image.tobytes(), digest_size=16).digest()
+
+
+def _sound_digest(sound: Any) -> bytes:
+    heard = read_sound(sound)
+    return hashlib.blake2b(f"{heard.rate}".encode() + heard.samples.tobytes(), digest_size=16).digest()
 
 
 def _finite(answers: NDArray[Any], subject: Subject, request: str) -> NDArray[Any]:

@@ -46,6 +46,8 @@ def measure(
     names = [subject.name for subject in subjects]
     if len(set(names)) != len(names):
         raise ValueError(f"subjects need names of their own: {names}")
+    offered = [frozenset(request.name for request in subject.family.requests) for subject in subjects]
+    metrics = [metric.fitted(frozenset.intersection(*offered)) if offered else metric for metric in metrics]
     quality = [metric for metric in metrics if metric.needs()]
     if quality and test is None:
         raise InputError(

@@ -216,9 +216,9 @@ def impossible(recipe: Recipe) -> list[tuple[tuple[str | int, ...], str]]:
         if where == ("stages",):
             last = family
     if last is not None:
-        offered = {request.name for request in last.requests}
+        offered = frozenset(request.name for request in last.requests)
         for index, metric in enumerate(recipe.measure.metrics):
-            missing = metric.needs() - offered
+            missing = metric.fitted(offered).needs() - offered
             if missing:
                 message = f"needs {', '.join(sorted(missing))}, which {last.component_name()} does not answer"
                 problems.append((("measure", "metrics", index), message))

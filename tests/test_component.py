@@ -223,6 +223,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "vilt.labels": {"labels": "{folder}/two.jsonl", "head": "new"},
     "wav2vec2.new_head": {"new_head": ["yes", "no"], "task": "classify"},
     "logits_mse.scale": {"scale": "fusion.scale"},
+    "pair": {"pair": ["audio", "text"]},
     "damage": {"damage": [{"noise": 0.5}]},
     "recover": {"recover": {"losses": ["feature_mse"], "steps": 3}},
 }

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from mmcompress.losses import Outputs
+from mmcompress.losses import Loss, Outputs
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 BOTH = ("vision.embeds", "text.embeds")
+Part = Annotated[str, Field(pattern=r"^[a-z_]+$")]
 
 
 def _check(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -23,6 +24,30 @@ def _check(value: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(value)) < len(value):
         raise ValueError("expected each output once")
     return value
+
+
+def embedded_pair(names: Iterable[str]) -> tuple[str, str] | None:
+    """The embeddings among outputs that belong to texts and to what they describe; None where there are no two."""
+    found = set(names)
+    sides = [side for side in ("vision.embeds", "audio.embeds") if side in found]
+    return (sides[0], "text.embeds") if sides and "text.embeds" in found else None
+
+
+class PairLoss(Loss):
+    """Base of the losses that compare pairs of one side's inputs and of texts."""
+
+    pair: tuple[Part, Part] = ("vision", "text")
+    """The two parts whose embeddings are compared: ``[audio, text]`` of a model of sounds and texts."""
+
+    @property
+    def embeds(self) -> tuple[str, str]:
+        """Names of both embeddings."""
+        return f"{self.pair[0]}.embeds", f"{self.pair[1]}.embeds"
+
+    @property
+    def scaled(self) -> tuple[str, str, str]:
+        """Names of both embeddings and of what their similarities are multiplied with."""
+        return (*self.embeds, "fusion.logit_scale")
 
 
 EmbeddingNames = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_check)]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mmcompress.losses import Loss, Outputs
+from mmcompress.losses import Outputs
 from mmcompress.losses._chunked import summed_over_rows
-from mmcompress.losses.contrastive_kl import NAMES
+from mmcompress.losses._embeddings import PairLoss
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-class Affinity(Loss):
+class Affinity(PairLoss):
     """The student's affinities of pictures with texts, and of texts with pictures, are the teacher's.
 
     It is ``contrastive_kl`` at temperature 1 plus the entropy of the teacher's affinities, which is constant: the
@@ -22,11 +22,11 @@ class Affinity(Loss):
 
     def needs(self) -> frozenset[str]:
         """Both embeddings and the scale."""
-        return frozenset(NAMES)
+        return frozenset(self.scaled)
 
     def compute(self, student: Outputs, teacher: Outputs, projection: torch.nn.Module | None) -> Tensor:
         """:func:`affinity` of the two models' embeddings."""
-        return affinity(*(outputs[name] for outputs in (student, teacher) for name in NAMES))
+        return affinity(*(outputs[name] for outputs in (student, teacher) for name in self.scaled))
 
 
 def affinity(

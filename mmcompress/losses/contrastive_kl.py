@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from mmcompress.losses import Loss, Outputs
+from mmcompress.losses import Outputs
 from mmcompress.losses._chunked import WHOLE_BATCH, summed_over_rows
 from mmcompress.losses._divergence import Direction
+from mmcompress.losses._embeddings import PairLoss
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 Sides = Literal["both", "image_to_text", "text_to_image"]
-NAMES = ("vision.embeds", "text.embeds", "fusion.logit_scale")
 
 
-class ContrastiveKL(Loss):
+class ContrastiveKL(PairLoss):
     """The student ranks the texts of a batch for each picture, and the pictures for each text, as the teacher does."""
 
     temperature: float = Field(2.0, gt=0)
@@ -30,11 +30,11 @@ class ContrastiveKL(Loss):
 
     def needs(self) -> frozenset[str]:
         """Both embeddings and the scale. A bias shifts all similarities alike, and a softmax does not see it."""
-        return frozenset(NAMES)
+        return frozenset(self.scaled)
 
     def compute(self, student: Outputs, teacher: Outputs, projection: torch.nn.Module | None) -> Tensor:
         """:func:`contrastive_kl` of the two models' similarities; in blocks where the batch is large."""
-        ours, theirs = ([outputs[name] for name in NAMES] for outputs in (student, teacher))
+        ours, theirs = ([outputs[name] for name in self.scaled] for outputs in (student, teacher))
         if len(ours[0]) > WHOLE_BATCH:
             return contrastive_kl_in_blocks(
                 ours, theirs, temperature=self.temperature, direction=self.direction, sides=self.sides

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from mmcompress.losses import Loss, Outputs
+from mmcompress.losses import Outputs
 from mmcompress.losses._chunked import summed_over_rows
-from mmcompress.losses._embeddings import BOTH, alike
+from mmcompress.losses._embeddings import PairLoss, alike
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-class ContrastiveMargin(Loss):
+class ContrastiveMargin(PairLoss):
     """The student's matching pairs lie close together, and its non-matching pairs at least a margin apart.
 
     Every picture of a batch is paired with every text. The teacher tells which match besides the picture's own: examples
@@ -27,11 +27,13 @@ class ContrastiveMargin(Loss):
 
     def needs(self) -> frozenset[str]:
         """Both embeddings: the student's are moved, the teacher's tell which examples are equal."""
-        return frozenset(BOTH)
+        return frozenset(self.embeds)
 
     def compute(self, student: Outputs, teacher: Outputs, projection: torch.nn.Module | None) -> Tensor:
         """:func:`contrastive_margin`."""
-        image, text, teacher_image, teacher_text = (outputs[name] for outputs in (student, teacher) for name in BOTH)
+        image, text, teacher_image, teacher_text = (
+            outputs[name] for outputs in (student, teacher) for name in self.embeds
+        )
         return contrastive_margin(image, text, teacher_image, teacher_text, margin=self.margin)
 
 

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mmcompress.losses import Loss, Outputs
+from mmcompress.losses import Outputs
 from mmcompress.losses._chunked import summed_over_rows
-from mmcompress.losses._embeddings import BOTH, alike, embedding_projections, projected
+from mmcompress.losses._embeddings import PairLoss, alike, embedding_projections, projected
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-class ICL(Loss):
+class ICL(PairLoss):
     """InfoNCE between each tower of the student and the other tower of the teacher, at the teacher's learned scale."""
 
     def needs(self) -> frozenset[str]:
         """Both embeddings and the scale."""
-        return frozenset({*BOTH, "fusion.logit_scale"})
+        return frozenset(self.scaled)
 
     def projection(self, student: Outputs, teacher: Outputs) -> torch.nn.Module | None:
         """Linear maps to the teacher's widths, or None where they are equal."""
-        return embedding_projections(BOTH, student, teacher)
+        return embedding_projections(self.embeds, student, teacher)
 
     def compute(self, student: Outputs, teacher: Outputs, projection: torch.nn.Module | None) -> Tensor:
         """:func:`icl` of the (projected) student's embeddings."""
-        image, text = (projected(name, student, projection) for name in BOTH)
-        return icl(image, text, teacher["vision.embeds"], teacher["text.embeds"], teacher["fusion.logit_scale"])
+        image, text = (projected(name, student, projection) for name in self.embeds)
+        return icl(image, text, *(teacher[name] for name in self.scaled))
 
 
 def icl(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +91,10 @@ class Metric(Component):
     """Measures every subject under the same conditions."""
 
     kind: ClassVar[str] = "metrics"
+
+    def fitted(self, offered: frozenset[str]) -> Self:
+        """This metric for models that answer ``offered`` requests, with what it chooses by them filled in."""
+        return self
 
     def needs(self) -> frozenset[str]:
         """Requests whose answers it reads; a family without them is refused when the recipe is read."""

@@ -23,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 from mmcompress.errors import StageError
 from mmcompress.families import Family
 from mmcompress.losses import Loss, Outputs
+from mmcompress.losses._embeddings import embedded_pair
 from mmcompress.losses.task import Task
 from mmcompress.stages._batches import Batches, Progress
 from mmcompress.stages._teacher_outputs import Asked
@@ -76,8 +77,9 @@ class Objective(torch.nn.Module):
                     value = loss.compute(outputs, teacher, self.projections[name] if name in self.projections else None)
                 total = total + loss.weight * value
                 terms[name] = value.detach()
-            if not self.training and {"vision.embeds", "text.embeds"} <= set(outputs):
-                terms["retrieval"] = in_batch_retrieval(outputs["vision.embeds"], outputs["text.embeds"])
+            pair = embedded_pair(outputs)
+            if not self.training and pair is not None:
+                terms["retrieval"] = in_batch_retrieval(*(outputs[name] for name in pair))
         return total, terms
 
 

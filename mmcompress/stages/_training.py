@@ -18,6 +18,7 @@ from mmcompress.component import JSON, digest_path, library_versions
 from mmcompress.errors import StageError, UsageError
 from mmcompress.families import Family
 from mmcompress.losses import Loss
+from mmcompress.losses._embeddings import embedded_pair
 from mmcompress.losses.task import Task
 from mmcompress.stages import Model, StageInput
 from mmcompress.stages._batches import Augment, Batches, Encoded, encode
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 DEFAULT_EPOCHS = 10.0
 TeacherOutputs = Literal["cached", "online"]
 Problems = list[tuple[tuple[str | int, ...], str]]
-EMBEDDINGS = frozenset({"vision.embeds", "text.embeds"})
 
 
 class TrainingFields(BaseModel):
@@ -121,9 +121,9 @@ class TrainingFields(BaseModel):
         """What cannot work with these losses: batches of one, retrieval of a model without embeddings."""
         problems: Problems = []
         needs = frozenset[str]().union(*(wanted(student, loss) for loss in losses))
-        if self.batch_size < 2 and needs >= EMBEDDINGS:
+        if self.batch_size < 2 and embedded_pair(needs) is not None:
             problems.append((("batch_size",), "the losses compare the examples of a batch; expected 2 or more"))
-        if self.best_by == "retrieval" and not needs >= EMBEDDINGS:
+        if self.best_by == "retrieval" and embedded_pair(needs) is None:
             problems.append((("best_by",), f"{student.component_name()} is trained without embeddings; expected loss"))
         return problems
 

@@ -12,7 +12,8 @@ from formulas import logits_kl as plain_kl
 from formulas import numbers, random_outputs, softmax
 from pydantic import ValidationError
 
-from mmcompress.component import find
+from mmcompress.component import find, parse
+from mmcompress.losses import Loss
 from mmcompress.losses._embeddings import alike
 from mmcompress.losses.affinity import Affinity, affinity
 from mmcompress.losses.contrastive_kl import ContrastiveKL
@@ -211,3 +212,24 @@ def test_cosine_joins_other_widths_by_a_projection() -> None:
 def test_wrong_fields_are_refused(name: str, fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         find("losses", name).model_validate(fields)
+
+
+@pytest.mark.parametrize("name", ["icl", "contrastive_kl", "affinity", "contrastive_margin"])
+def test_a_pair_of_other_parts_is_compared_alike(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def made(part: str) -> dict[str, torch.Tensor]:
+        first, second = (
+            torch.nn.functional.normalize(torch.randn(6, 4, generator=generator), dim=-1) for _ in range(2)
+        )
+        return {f"{part}.embeds": first, "text.embeds": second, "fusion.logit_scale": torch.tensor(5.0)}
+
+    seen, taught = made("vision"), made("vision")
+    heard, taught_by_sound = (
+        {key.replace("vision", "audio"): value for key, value in outputs.items()} for outputs in (seen, taught)
+    )
+    of_pictures = parse("losses", name)
+    of_sounds = parse("losses", {name: {"pair": ["audio", "text"]}})
+    assert isinstance(of_pictures, Loss) and isinstance(of_sounds, Loss)
+    assert of_sounds.needs() == {need.replace("vision", "audio") for need in of_pictures.needs()}
+    assert torch.equal(of_sounds.compute(heard, taught_by_sound, None), of_pictures.compute(seen, taught, None))

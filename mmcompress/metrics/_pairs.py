@@ -1,0 +1,36 @@
+"""Which two sides metrics of embeddings compare: pictures with texts, or sounds with texts."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Self
+
+from mmcompress.metrics._quality import Quality
+
+Side = Literal["embed_image", "embed_audio"]
+SIDES: dict[Side, tuple[str, str]] = {"embed_image": ("image", "picture"), "embed_audio": ("audio", "sound")}
+"""By request: how rows call the side, and the column that tells equal inputs."""
+
+
+class Pairs(Quality):
+    """Base of the metrics that compare embeddings of texts with those of pictures or of sounds."""
+
+    texts: ClassVar[str] = "embed_text"
+
+    request: Side | None = None
+    """What is compared with the texts; None takes what the model embeds."""
+
+    def fitted(self, offered: frozenset[str]) -> Self:
+        """With :attr:`request` filled in: sounds where the model embeds sounds and no pictures."""
+        if self.request is not None:
+            return self
+        sounds = "embed_audio" in offered and "embed_image" not in offered
+        return self.model_copy(update={"request": "embed_audio" if sounds else "embed_image"})
+
+    @property
+    def side(self) -> Side:
+        """The request that is compared with the texts."""
+        return self.request or "embed_image"
+
+    def needs(self) -> frozenset[str]:
+        """Embeddings of both sides."""
+        return frozenset({self.side, self.texts})
