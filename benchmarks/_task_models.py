@@ -217,7 +217,7 @@ def scenes_vqa(folder: Path) -> None:
     size = _bert_tokenizer(question_vocabulary(), 24, folder)
     config = _vilt(answer_vocabulary(), size, image_size=48, max_position_embeddings=24)
     _write(folder, "config.json", config)
-    _write(folder, "small.json", {**config, "num_hidden_layers": 2})
+    _write(folder, "small.json", {**config, "num_hidden_layers": 3})
     _vilt_pictures(folder, 48)
 
 
@@ -226,7 +226,7 @@ def nlvr(folder: Path) -> None:
     size = _bert_tokenizer(_words(folder, "text"), 40, folder)
     config = _vilt(("false", "true"), size, image_size=48, max_position_embeddings=40, num_images=1)
     _write(folder, "config.json", config)
-    _write(folder, "small.json", {**config, "num_hidden_layers": 2})
+    _write(folder, "small.json", {**config, "num_hidden_layers": 3})
     _vilt_pictures(folder, 48)
 
 
