@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mmcompress.errors import InputError
 from mmcompress.families import PADDING, Feeds
 from mmcompress.families._fusion_config import FusionConfig, read_config
-from mmcompress.families._fusion_inputs import encodings
+from mmcompress.families._input_arrays import encodings
 
 TARGETS = {"class": "label", "several": "labels", "tags": "tags", "number": "number"}
 """The column that training learns from, by what comes out."""
@@ -21,7 +21,7 @@ TARGETS = {"class": "label", "several": "labels", "tags": "tags", "number": "num
 class _Inputs:
     def __init__(self, config: FusionConfig, folder: Path) -> None:
         self.settings = config
-        self.encodings = encodings(config, folder)
+        self.encodings = encodings(config.inputs, folder, config.tagged)
 
 
 class FusionProcessor:

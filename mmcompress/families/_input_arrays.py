@@ -1,4 +1,4 @@
-"""Values of a ``fusion`` model's inputs to arrays, each kind in two halves: see :class:`mmcompress.families.Processor`.
+"""Values of a model's inputs to arrays, each kind in two halves: see :class:`mmcompress.families.Processor`.
 
 An input's arrays are called ``<input>_values`` and, where it has one, ``<input>_length`` (its steps, int64 [n]), in
 both halves; ``<input>_starts`` (tagged texts alone) is where each word's first token stands, -1 after the last word.
@@ -16,8 +16,17 @@ from numpy.typing import NDArray
 from mmcompress._sound import read_sound
 from mmcompress.errors import InputError
 from mmcompress.families import PADDING, Feeds
-from mmcompress.families._fusion_config import Features, Film, FusionConfig, Input, Picture, Series, Sound, Table, Text
 from mmcompress.families._images import ImageEncoder, open_picture, resize_and_crop
+from mmcompress.families._inputs import (
+    FeaturesInput,
+    FilmInput,
+    Input,
+    PictureInput,
+    SeriesInput,
+    SoundInput,
+    TableInput,
+    TextInput,
+)
 from mmcompress.families._sounds import FLOOR, mel_filters, power_spectrogram
 from mmcompress.families._texts import load_tokenizer, read_text_settings
 
@@ -36,23 +45,26 @@ class Encoding(Protocol):
         ...
 
 
-def encodings(config: FusionConfig, folder: Path) -> dict[str, Encoding]:
-    """How each input is encoded, by name.
+def encodings(items: Sequence[Input], folder: Path, tagged: str = "") -> dict[str, Encoding]:
+    """How each input is encoded, by name; ``tagged`` is the text whose words are tagged.
 
     Raises:
         InputError: a tokenizer that is missing or malformed.
     """
-    return {item.name: _encoding(item, folder, config.tagged == item.name) for item in config.inputs}
+    return {item.name: _encoding(item, folder, tagged == item.name) for item in items}
 
 
 def _encoding(item: Input, folder: Path, tagged: bool) -> Encoding:
-    if isinstance(item, Picture):
+    if isinstance(item, PictureInput):
         return Pictures(item)
-    if isinstance(item, Film):
+    if isinstance(item, FilmInput):
         return Films(item)
-    if isinstance(item, Text):
+    if isinstance(item, TextInput):
         return Texts(item, folder, tagged)
-    return Steps(item) if isinstance(item, (Sound, Series)) else Vectors(item)
+    if isinstance(item, (SoundInput, SeriesInput)):
+        return Steps(item)
+    assert isinstance(item, (TableInput, FeaturesInput))
+    return Vectors(item)
 
 
 def _places(values: Sequence[Any]) -> list[int]:
@@ -67,7 +79,7 @@ def _told(name: str, index: int, values: Sequence[Any], problem: object) -> Inpu
 class Pictures:
     """uint8 [n, h, w, 3], then float32 [n, 3, h, w]."""
 
-    def __init__(self, item: Picture) -> None:
+    def __init__(self, item: PictureInput) -> None:
         self.name = f"{item.name}_values"
         self.images = ImageEncoder(item.settings)
 
@@ -93,7 +105,7 @@ class Pictures:
 class Films:
     """uint8 [n, f, h, w, 3], then float32 [n, f, 3, h, w]."""
 
-    def __init__(self, item: Film) -> None:
+    def __init__(self, item: FilmInput) -> None:
         self.item, self.images = item, ImageEncoder(item.settings)
 
     def compact(self, values: Sequence[Any]) -> Feeds:
@@ -132,7 +144,7 @@ class Films:
 class Texts:
     """int32 [n, max_length] with -1 as padding, then int64 [n, s]; words of tagged texts are tuples."""
 
-    def __init__(self, item: Text, folder: Path, tagged: bool) -> None:
+    def __init__(self, item: TextInput, folder: Path, tagged: bool) -> None:
         self.item, self.tagged = item, tagged
         self.settings = read_text_settings(folder, item.max_length)
         self.tokenizer = load_tokenizer(folder)
@@ -194,7 +206,7 @@ def _first_tokens(words: Sequence[int | None], count: int) -> list[int]:
 class Steps:
     """Sounds and series: float32 [n, t, c] (samples int16), then float32 cut to the longest."""
 
-    def __init__(self, item: Sound | Series) -> None:
+    def __init__(self, item: SoundInput | SeriesInput) -> None:
         self.item = item
 
     def compact(self, values: Sequence[Any]) -> Feeds:
@@ -208,7 +220,7 @@ class Steps:
         length = np.ones(len(values), np.int64)
         for index in _places(values):
             try:
-                read = self._sound(values[index]) if isinstance(self.item, Sound) else _numbers(values[index], 2)
+                read = self._sound(values[index]) if isinstance(self.item, SoundInput) else _numbers(values[index], 2)
             except InputError as error:
                 raise _told(name, index, values, error) from None
             if read.shape[1] != shape[1] or len(read) == 0:
@@ -220,11 +232,11 @@ class Steps:
 
     @property
     def _samples(self) -> bool:
-        return isinstance(self.item, Sound) and self.item.form == "samples"
+        return isinstance(self.item, SoundInput) and self.item.form == "samples"
 
     def _sound(self, value: Any) -> NDArray[Any]:
         item = self.item
-        assert isinstance(item, Sound)
+        assert isinstance(item, SoundInput)
         samples = read_sound(value).at(item.rate).samples[: round(item.seconds * item.rate)]
         if item.form == "samples":
             return np.clip(np.round(samples * _LOUDEST), -_LOUDEST, _LOUDEST).astype(np.int16)[:, None]
@@ -238,7 +250,7 @@ class Steps:
         return {f"{name}_values": steps / _LOUDEST if self._samples else steps, f"{name}_length": length}
 
 
-def _log_mel(samples: NDArray[np.float32], item: Sound) -> NDArray[np.float32]:
+def _log_mel(samples: NDArray[np.float32], item: SoundInput) -> NDArray[np.float32]:
     """The logarithm of the power in Slaney's mel bands, float32 [1 + n // hop, mels]."""
     half, hop = max(1, round(item.window * item.rate / 2)), max(1, round(item.hop * item.rate))
     power = power_spectrogram(samples, 2 * half, hop)
@@ -249,7 +261,7 @@ def _log_mel(samples: NDArray[np.float32], item: Sound) -> NDArray[np.float32]:
 class Vectors:
     """Tables and features: float32 [n, c] in both halves."""
 
-    def __init__(self, item: Table | Features) -> None:
+    def __init__(self, item: TableInput | FeaturesInput) -> None:
         self.item = item
 
     def compact(self, values: Sequence[Any]) -> Feeds:
