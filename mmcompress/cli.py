@@ -121,7 +121,7 @@ def _run(
         click.echo((outcome.folder / "report.json").read_text(encoding="utf-8"))
     else:
         print_report(load_report(outcome.folder), Console(soft_wrap=not sys.stdout.isatty()))
-        click.echo(f"report: {outcome.folder / 'report.md'}")
+        click.echo(f"report: {outcome.folder / 'report.html'}")
         click.echo(
             f"{outcome.built} artifacts built" if outcome.built else "nothing to build: every artifact was found"
         )
@@ -218,6 +218,24 @@ def benchmark(what: tuple[Path, ...], threads: int, batch: tuple[int, ...], as_j
         click.echo(json.dumps([row_as_json(row) for row in rows], indent=2))
     else:
         print_rows(rows, Console(soft_wrap=not sys.stdout.isatty()))
+
+
+@cli.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, path_type=Path))
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the page here [RUN/report.html].")
+def report(run_folder: Path, out: Path | None) -> None:
+    """Make the page of a RUN's report again: one HTML file that opens without a network.
+
+    \b
+    Example:
+      mmcompress report runs/quickstart/latest
+    """
+    from mmcompress._page import write_page
+    from mmcompress.report import load_report
+
+    loaded = load_report(run_folder)
+    assert loaded.folder is not None
+    click.echo(f"page: {write_page(loaded, out or loaded.folder)}")
 
 
 @cli.command()

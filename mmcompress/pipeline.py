@@ -312,6 +312,8 @@ class Built:
     splits: Splits
     built: int
     """How many artifacts this call built; 0 when all were found."""
+    manifests: Mapping[str, Mapping[str, Any]]
+    """Of models and packages by name, and of exports and quantizations by the names of their steps."""
 
 
 def build(planner: Planner) -> Built:
@@ -323,8 +325,10 @@ def build(planner: Planner) -> Built:
     plan = planner.plan()
     subjects: list[Subject] = []
     failures: dict[str, str] = {}
+    manifests: dict[str, Mapping[str, Any]] = {}
     for model in plan.models:
         artifact = planner.get(model.step)
+        manifests[model.name] = artifact.manifest
         subjects.append(
             Subject(artifact.key, model.name, model.role, model.stage, "torch", model.family, artifact.folder)
         )
@@ -334,6 +338,7 @@ def build(planner: Planner) -> Built:
         except StageError as error:
             failures[package.name] = str(error)
             continue
+        manifests[package.name] = artifact.manifest
         subjects.append(
             Subject(
                 artifact.key,
@@ -346,4 +351,8 @@ def build(planner: Planner) -> Built:
                 package.precision,
             )
         )
-    return Built(tuple(subjects), failures, planner.splits, planner.built)
+    for step in plan.deployment:
+        found = planner.store.find(step)
+        if found is not None:
+            manifests[step.name] = found.manifest
+    return Built(tuple(subjects), failures, planner.splits, planner.built, manifests)

@@ -4,8 +4,10 @@
 
     <run>/report.json            rows, verdicts, environment, notes, the resolved recipe
     <run>/report.md              the same for people: verdict first, then all models side by side
+    <run>/report.html            the same as a page with drawings; it opens without a network
     <run>/recipe.yaml            the resolved recipe
     <run>/samples/<name>.jsonl   raw samples: one line per example, or per timed call
+    <run>/examples/              what teacher and package answer differently, as far as the page shows it
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from mmcompress.store import read_json, write_json
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mmcompress.data import Examples
+
 FORMAT = 1
 FILE = "report.json"
 _ROWS = TypeAdapter(list[Row])
@@ -47,6 +51,17 @@ class SampleFile:
 
 
 @dataclass(frozen=True)
+class StepFacts:
+    """What a step of the build told of itself: losses, blocks that were cut, operators in INT8, ..."""
+
+    name: str
+    """Of the model where it made one (``prune``), else the step's own."""
+    kind: str
+    seconds: float
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Report:
     """What a run measured and what came of its demands."""
 
@@ -60,9 +75,11 @@ class Report:
     """What was left out, mended or failed."""
     samples: Mapping[str, SampleFile] = field(default_factory=dict)
     folder: Path | None = None
+    steps: Sequence[StepFacts] = ()
 
 
 _SAMPLES = TypeAdapter(dict[str, SampleFile])
+_STEPS = TypeAdapter(list[StepFacts])
 
 
 def row_as_json(row: Row) -> dict[str, JSON]:
@@ -85,19 +102,26 @@ def write_report(
     recipe_text: str,
     verdicts: Sequence[Verdict],
     notes: Sequence[str],
+    steps: Sequence[StepFacts] = (),
+    test: Examples | None = None,
 ) -> Report:
-    """Write samples, Markdown and, last, ``report.json``: a folder that has it is whole.
+    """Write samples, Markdown, the page and, last, ``report.json``: a folder that has it is whole.
+
+    From ``test``, the examples that were answered, those are kept that the page shows.
 
     Raises:
         ValueError: two rows that are the same measurement, a number that is not finite, a row that names samples which
             are not there.
     """
+    from mmcompress._page import write_page
+
     problem = _problem(rows, set(samples))
     if problem:
         raise ValueError(problem)
     folder.mkdir(parents=True, exist_ok=True)
     files = _write_samples(folder, samples)
-    report = Report(title, list(rows), list(verdicts), dict(environment), recipe_text, list(notes), files, folder)
+    told = [*steps]
+    report = Report(title, list(rows), list(verdicts), dict(environment), recipe_text, list(notes), files, folder, told)
     value = {
         "format": FORMAT,
         "title": title,
@@ -108,9 +132,11 @@ def write_report(
         "environment": dict(environment),
         "notes": list(notes),
         "recipe": recipe_text,
+        "steps": [asdict(step) for step in steps],
     }
     _write_text(folder / "report.md", _report_show.markdown(report))
     _write_text(folder / "recipe.yaml", recipe_text)
+    write_page(report, folder, test)
     write_json(folder / FILE, value)
     return report
 
@@ -137,6 +163,7 @@ def load_report(path: Path) -> Report:
         rows = _ROWS.validate_python(value["rows"])
         verdicts = _VERDICTS.validate_python([_without(item, "holds") for item in value["verdicts"]])
         samples = _SAMPLES.validate_python(value["samples"])
+        steps = _STEPS.validate_python(value.get("steps", []))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -153,6 +180,7 @@ def load_report(path: Path) -> Report:
         [str(note) for note in value["notes"]],
         samples,
         file.parent,
+        steps,
     )
 
 

@@ -76,6 +76,11 @@ def _run(path: Path, recipe: Recipe, store: Store, runs: Path, listen: Listen, l
         recipe_text=dump_recipe(recipe),
         verdicts=verdicts,
         notes=_notes(built),
+        steps=[
+            report.StepFacts(name, made["kind"], made["seconds"], made["facts"])
+            for name, made in built.manifests.items()
+        ],
+        test=built.splits.test,
     )
     _point(runs / recipe.name / "latest", folder)
     code = StageError.exit_code if built.failures else gate.exit_code(verdicts)

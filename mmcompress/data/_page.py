@@ -138,19 +138,18 @@ def _shown(value: Any) -> str:
     if hasattr(value, "getpixel"):
         return _picture(value)
     if isinstance(value, Sound):
-        return (
-            f'<audio controls preload="metadata" src="{_wav(value)}"></audio>{value.seconds:.2f} s, {value.rate:,} Hz'
-        )
+        return f'<audio controls preload="metadata" src="{wav(value)}"></audio>{value.seconds:.2f} s, {value.rate:,} Hz'
     if isinstance(value, tuple) and value and hasattr(value[0], "getpixel"):
         return f'<div class="film">{"".join(_picture(frame) for frame in value)}</div>'
     if isinstance(value, tuple):
         return "<br>".join(html.escape(str(item)) for item in value) or "<i>none</i>"
     if isinstance(value, np.ndarray):
-        return _curve(value) if value.ndim == 2 else html.escape(_short(value))
+        return curve(value) if value.ndim == 2 else html.escape(short(value))
     return html.escape(f"{value:.6g}" if isinstance(value, float) else str(value))
 
 
-def _short(array: NDArray[Any]) -> str:
+def short(array: NDArray[Any]) -> str:
+    """The first numbers of a vector."""
     numbers = ", ".join(f"{number:.4g}" for number in array[:12])
     return f"[{numbers}{', ...' if len(array) > 12 else ''}]"
 
@@ -177,7 +176,8 @@ def _picture(picture: Any) -> str:
     )
 
 
-def _wav(sound: Sound) -> str:
+def wav(sound: Sound) -> str:
+    """A sound as the address of a WAV file that lies in the address itself."""
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
         file.setnchannels(1)
@@ -187,7 +187,7 @@ def _wav(sound: Sound) -> str:
     return f"data:audio/wav;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _curve(series: NDArray[Any]) -> str:
+def curve(series: NDArray[Any]) -> str:
     """Each channel of a series as a line."""
     low, high = float(series.min()), float(series.max())
     step, scale = 100 / max(1, len(series) - 1), 30 / ((high - low) or 1.0)
