@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from mmcompress.losses._embeddings import embedded_pair
 from mmcompress.losses.task import Task
 from mmcompress.stages import Model, StageInput
 from mmcompress.stages._batches import Augment, Batches, Encoded, encode
+from mmcompress.stages._exhaustion import told_errors
 
 if TYPE_CHECKING:
     import torch
@@ -98,21 +98,23 @@ class TrainingFields(BaseModel):
         has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return "bf16" if has_bf16 else "fp32"
 
-    def resolved_attention(self) -> str:
-        """The attention on this machine."""
+    def resolved_attention(self, losses: Sequence[Loss] = ()) -> str:
+        """The attention on this machine, with losses that may read its maps."""
         if self.attention != "auto":
             return self.attention
+        if any(loss.attention() == "eager" for loss in losses):
+            return "eager"
         import torch
 
         return "sdpa" if torch.cuda.is_available() else "eager"
 
-    def training_environment(self) -> Mapping[str, JSON]:
+    def training_environment(self, losses: Sequence[Loss] = ()) -> Mapping[str, JSON]:
         """What shapes the result besides the fields: precision, attention, kind of device, versions."""
         import torch
 
         return {
             "precision": self.resolved_precision(),
-            "attention": self.resolved_attention(),
+            "attention": self.resolved_attention(losses),
             "device": "cuda" if torch.cuda.is_available() else "cpu",
             "libraries": library_versions("torch", "transformers", "accelerate"),
         }
@@ -123,6 +125,12 @@ class TrainingFields(BaseModel):
         needs = frozenset[str]().union(*(wanted(student, loss) for loss in losses))
         if self.batch_size < 2 and embedded_pair(needs) is not None:
             problems.append((("batch_size",), "the losses compare the examples of a batch; expected 2 or more"))
+        for loss in losses:
+            if self.attention == "sdpa" and loss.attention() == "eager":
+                message = (
+                    f"{loss.component_name()} reads attention maps, which SDPA does not give; expected eager or auto"
+                )
+                problems.append((("attention",), message))
         if self.best_by == "retrieval" and embedded_pair(needs) is None:
             problems.append((("best_by",), f"{student.component_name()} is trained without embeddings; expected loss"))
         return problems
@@ -165,7 +173,7 @@ def train(training: Training) -> dict[str, Any]:
     if fields.evaluations and given.validation is None:
         raise UsageError(f"evaluations: {fields.evaluations}, but the recipe has no data.validation")
     began = time.monotonic()
-    with told_errors(fields):
+    with told_errors(fields.batch_size):
         trainer, source = _prepare(training)
         checkpoint = _last_checkpoint(trainer.folder)
         trainer.fit(checkpoint)
@@ -198,7 +206,7 @@ def _prepare(training: Training) -> tuple[StageTrainer, Path]:
 
     given, fields, student = training.given, training.fields, training.student
     bf16 = fields.resolved_precision() == "bf16"
-    model = student.family.load(student.folder, attention=fields.resolved_attention())
+    model = student.family.load(student.folder, attention=fields.resolved_attention(training.losses))
     frozen = freeze(model, training.freeze)
     want = frozenset[str]().union(*(wanted(student.family, loss) for loss in training.losses))
     objective = Objective(student.family, model, training.losses, want)
@@ -373,30 +381,3 @@ def prepare_student(given: StageInput, write: Callable[[Path], None]) -> Path:
         write(part)
         os.replace(part, folder)
     return folder
-
-
-_MEMORY = ("can't allocate memory", "not enough memory", "CUDA out of memory", "CUDA error: out of memory")
-_DISK = ("No space left on device", "PytorchStreamWriter failed", "unexpected pos")
-
-
-@contextmanager
-def told_errors(fields: TrainingFields) -> Iterator[None]:
-    """Tell of memory and disk that ran out for what they are.
-
-    Raises:
-        StageError: in place of torch's own error.
-    """
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (RuntimeError, MemoryError, SafetensorError) as error:
-        text = str(error)
-        if isinstance(error, MemoryError) or any(part in text for part in _MEMORY):
-            raise StageError(
-                f"not enough memory for a batch of {fields.batch_size}\n"
-                "  Lower batch_size (and raise accumulation to keep the number of examples per step)."
-            ) from error
-        if any(part in text for part in _DISK):
-            raise StageError("no space left on the disk for a checkpoint\n  Free space and run it again.") from error
-        raise

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from training_helpers import stage_input, write_model
 
 from mmcompress.errors import UsageError
+from mmcompress.families.clip import Clip
 from mmcompress.stages import Model
 from mmcompress.stages.distill import Distill
 
@@ -44,3 +45,14 @@ def test_attention_maps_with_sdpa_are_refused(tmp_path: Path) -> None:
     teacher = write_model(tmp_path / "teacher")
     with pytest.raises(UsageError, match="eager"):
         run(tmp_path, "stage", teacher, teacher, losses=["attention_kl"], attention="sdpa")
+
+
+@pytest.mark.unit
+def test_maps_of_attention_are_refused_of_sdpa_when_the_recipe_is_read(tmp_path: Path) -> None:
+    clip = Clip(path=tmp_path)
+    losses = [{"attention_kl": {"part": "vision"}}]
+    told = Distill(losses=losses, attention="sdpa", teacher_outputs="online").problems(clip, clip)
+    assert [where for where, _ in told] == [("attention",)] and "attention_kl" in told[0][1]
+    stage = Distill(losses=losses, teacher_outputs="online")
+    assert stage.problems(clip, clip) == []
+    assert stage.environment()["attention"] == "eager"
