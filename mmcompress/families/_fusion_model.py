@@ -183,13 +183,7 @@ def graphs(model: FusionModel) -> list[Graph]:
     from mmcompress.families._fusion_modules import FusionGraph
 
     samples = sample_feeds(model)
-    dynamic: dict[str, dict[int, str]] = {}
-    for name, value in samples.inputs.items():
-        dynamic[name] = {0: "batch"}
-        if name in samples.varying:
-            dynamic[name][1] = samples.varying[name]
-        assert len(value) > 1
-    return [Graph(GRAPH, FusionGraph(model), samples.inputs, dynamic, ("logits",), samples.variants)]
+    return [Graph(GRAPH, FusionGraph(model), samples.inputs, samples.dynamic, ("logits",), samples.variants)]
 
 
 def traced(model: FusionModel) -> list[Graph]:

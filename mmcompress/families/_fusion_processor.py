@@ -13,6 +13,7 @@ from mmcompress.errors import InputError
 from mmcompress.families import PADDING, Feeds
 from mmcompress.families._fusion_config import FusionConfig, read_config
 from mmcompress.families._input_arrays import encodings
+from mmcompress.families._wanted import class_number, class_numbers, class_sets, finite_numbers
 
 TARGETS = {"class": "label", "several": "labels", "tags": "tags", "number": "number"}
 """The column that training learns from, by what comes out."""
@@ -131,33 +132,16 @@ class FusionProcessor:
     def _target(self, values: Sequence[Any]) -> NDArray[Any]:
         kind = self.config.output.kind
         if kind == "class":
-            return np.array([self._class(value, index, values) for index, value in enumerate(values)], np.int64)
+            return class_numbers(values, self.classes)
         if kind == "number":
-            numbers = np.array(values, np.float64)
-            if numbers.shape != (len(values),) or not np.isfinite(numbers).all():
-                raise InputError("number: expected one finite number per example")
-            return numbers.astype(np.float32)
+            return finite_numbers(values)
         if kind == "several":
-            chosen = np.zeros((len(values), len(self.classes)), np.float32)
-            for index, some in enumerate(values):
-                chosen[index, [self._class(value, index, values) for value in some]] = 1
-            return chosen
+            return class_sets(values, self.classes)
         most = self.config.input(self.config.tagged).max_length
         tags = np.full((len(values), most), PADDING, np.int64)
         for index, some in enumerate(values):
             if len(some) > most:
                 raise InputError(f"tags {index + 1} of {len(values)}: {len(some)} tags; at most {most}")
-            tags[index, : len(some)] = [self._class(value, index, values) for value in some]
+            place = f"example {index + 1} of {len(values)}"
+            tags[index, : len(some)] = [class_number(value, self.classes, place) for value in some]
         return tags
-
-    def _class(self, value: Any, index: int, values: Sequence[Any]) -> int:
-        """A class by its number or its name."""
-        if isinstance(value, str):
-            if value in self.classes:
-                return self.classes.index(value)
-        elif isinstance(value, (int, np.integer)) and 0 <= value < len(self.classes):
-            return int(value)
-        raise InputError(
-            f"example {index + 1} of {len(values)}: {value!r} is no class; expected a number from 0 to"
-            f" {len(self.classes) - 1} or one of: {', '.join(self.classes[:8])}"
-        )
