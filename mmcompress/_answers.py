@@ -158,12 +158,15 @@ class Answers:
         return absent
 
     def values(self, name: str) -> Sequence[Any]:
-        """What the test examples hold, in order: ``label``, ``texts``, ...; ``picture`` and ``sound`` are digests of these.
+        """What the test examples hold, in order: ``label``, ``texts``, ...; digests as ``picture``, ``film``, ``sound``.
 
         Raises:
             InputError: the test data have no such column.
         """
-        if self.test is None or {"picture": "image", "sound": "audio"}.get(name, name) not in self.test.columns:
+        if (
+            self.test is None
+            or {"picture": "image", "film": "frames", "sound": "audio"}.get(name, name) not in self.test.columns
+        ):
             has = ", ".join(sorted(self.test.columns)) if self.test is not None else "nothing"
             raise InputError(f"the test data have no {name!r}; they have {has}")
         if name not in self._columns:
@@ -274,7 +277,7 @@ def _raw(examples: Sequence[Mapping[str, Any]], columns: dict[str, list[Any]]) -
     """Values of a chunk as requests name them; what metrics read later goes to ``columns``.
 
     The first text of an example is the text that is embedded; its alternatives count when answers are judged. Pictures,
-    sounds and arrays are not kept, digests of pictures and sounds are.
+    films, sounds and arrays are not kept, digests are.
     """
     raw = {name: [values[name] for values in examples] for name in examples[0]}
     for name, column in raw.items():
@@ -284,6 +287,8 @@ def _raw(examples: Sequence[Mapping[str, Any]], columns: dict[str, list[Any]]) -
         raw["text"] = [texts[0] for texts in raw["texts"]]
     if "image" in raw:
         columns.setdefault("picture", []).extend(_picture_digest(image) for image in raw["image"])
+    if "frames" in raw:
+        columns.setdefault("film", []).extend(b"".join(map(_picture_digest, film)) for film in raw["frames"])
     if "audio" in raw:
         columns.setdefault("sound", []).extend(_sound_digest(sound) for sound in raw["audio"])
     return raw

@@ -91,11 +91,12 @@ class Package:
         return ask(self.family, self.processor, self.run, request, values, batch_size)
 
     def embed_images(self, images: Any) -> NDArray[np.float32]:
-        """L2-normalised embeddings of pictures: [n, d] of a list, [d] of one.
+        """L2-normalised embeddings of pictures, or of films where the model takes films: [n, d] of a list, [d] of one.
 
-        A picture is a path, bytes, a Pillow image or uint8 [h, w, 3] RGB.
+        A picture is a path, bytes, a Pillow image or uint8 [h, w, 3] RGB; a film is a tuple of pictures.
         """
-        return cast("NDArray[np.float32]", self._one_or_many("embed_image", {"image": images}))
+        (seen,) = find_request(self.requests, "embed_image").inputs
+        return cast("NDArray[np.float32]", self._one_or_many("embed_image", {seen: images}))
 
     def embed_texts(self, texts: str | Sequence[str]) -> NDArray[np.float32]:
         """L2-normalised embeddings of texts: [n, d] of a list, [d] of one."""
@@ -116,7 +117,7 @@ class Package:
         """The text that fits each picture or sound best, or the model's own class; one of one input, a list of a list.
 
         Args:
-            inputs: pictures or sounds, whichever the model takes.
+            inputs: pictures, films or sounds, whichever the model takes.
             texts: what to choose from, for models that embed texts; none for models with classes of their own.
 
         Raises:

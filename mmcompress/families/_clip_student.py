@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmcompress.errors import UsageError
-from mmcompress.families import FromTeacher
+from mmcompress.families import FromTeacher, _students
 from mmcompress.families._checkpoints import copy_files, load_strictly, write_weights
-from mmcompress.families._clip_checkpoints import build_from_config, load_model, start_sigmoid
-from mmcompress.families._clip_towers import TOWERS
-from mmcompress.families._images import PREPROCESSOR_FILES
+from mmcompress.families._clip_checkpoints import ARCHITECTURE, build_from_config, load_model, start_sigmoid
+from mmcompress.families._clip_towers import LAYOUTS, TEXTS_OF_BERT, TOWERS
+from mmcompress.families._images import PREPROCESSOR_FILES, read_object
 from mmcompress.families._structure import STRUCTURE
 from mmcompress.families._students import choose_layers
 from mmcompress.families._texts import TOKENIZER_FILES
@@ -72,6 +72,11 @@ class TowerCut:
 
 def write_student(teacher: Path, cut: FromTeacher, folder: Path, seed: int) -> None:
     """See :meth:`mmcompress.families.clip.Clip.student`."""
+    kinds = read_object(teacher / "config.json")
+    if kinds.get("model_type") in TEXTS_OF_BERT:
+        towers = [tower for name in TOWERS if (tower := _tower(name, kinds, cut)) is not None]
+        _students.write_student(teacher, cut, folder, seed, ARCHITECTURE, towers)
+        return
     if cut.init not in ("inherit", "random"):
         raise UsageError(f"init: {cut.init!r} is unknown\n  expected inherit (the teacher's weights) or random")
     if (teacher / STRUCTURE).is_file():
@@ -90,6 +95,39 @@ def write_student(teacher: Path, cut: FromTeacher, folder: Path, seed: int) -> N
     write_json(folder / "config.json", config)
     copy_files(teacher, folder, (*PREPROCESSOR_FILES, *TOKENIZER_FILES))
     write_weights(student.state_dict(), folder)
+
+
+def _tower(tower: str, config: Mapping[str, Any], cut: FromTeacher) -> _students.Tower | None:
+    """A tower of a dual encoder, whose width stays; None for one that has no layers to choose from.
+
+    Raises:
+        UsageError: a cut that it does not allow.
+    """
+    section = config[f"{tower}_config"]
+    default = f"{config['model_type']}_{tower}_model"
+    kind = str(section.get("model_type") or default)
+    layout = LAYOUTS[kind]
+    asked = sorted(name for name in cut.named() if name.startswith(f"{tower}_"))
+    if layout is None:
+        if asked:
+            raise UsageError(
+                f"{', '.join(asked)}: the {tower} tower is a {kind}, whose stages differ in width and size: it is kept whole\n"
+                f"  Leave {asked[0]} out, or train a smaller {kind} by its own config."
+            )
+        return None
+    if f"{tower}_width" in asked:
+        raise UsageError(
+            f"{tower}_width: the width of a {kind} tower cannot be cut\n"
+            f"  Expected {tower}_layers or {tower}_feed_forward; `prune` cuts heads and feed-forward units."
+        )
+    return _students.Tower(
+        tower,
+        f"{tower}_model.{layout.layers}",
+        count=(f"{tower}_config", "num_hidden_layers"),
+        units=(f"{tower}_config", "intermediate_size"),
+        up=layout.up,
+        down=layout.down,
+    )
 
 
 def _mix(

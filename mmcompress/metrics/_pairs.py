@@ -1,14 +1,17 @@
-"""Which two sides metrics of embeddings compare: pictures with texts, or sounds with texts."""
+"""Which two sides metrics of embeddings compare: pictures (or films) with texts, or sounds with texts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal, Self
 
+from mmcompress.metrics import Subject
 from mmcompress.metrics._quality import Quality
 
 Side = Literal["embed_image", "embed_audio"]
 SIDES: dict[Side, tuple[str, str]] = {"embed_image": ("image", "picture"), "embed_audio": ("audio", "sound")}
 """By request: how rows call the side, and the column that tells equal inputs."""
+_FILMS = ("frames",)
 
 
 class Pairs(Quality):
@@ -34,3 +37,8 @@ class Pairs(Quality):
     def needs(self) -> frozenset[str]:
         """Embeddings of both sides."""
         return frozenset({self.side, self.texts})
+
+    def equal_by(self, subjects: Sequence[Subject]) -> str:
+        """The column that tells which inputs are equal: of pictures, films or sounds."""
+        films = any(item.name == self.side and item.inputs == _FILMS for item in subjects[0].family.requests)
+        return "film" if films else SIDES[self.side][1]

@@ -40,12 +40,12 @@ class Alignment(Pairs):
             InputError: there are no two examples to compare.
         """
         assert bench.test is not None
-        side, column = SIDES[self.side]
+        side, _ = SIDES[self.side]
         size = min(self.gallery_size or len(bench.test), len(bench.test))
         used = len(bench.test) // size * size
         if size < 2:
             raise InputError("alignment compares the examples of the test data, and there is one alone")
-        texts, equal = bench.answers.values("texts")[:used], bench.answers.values(column)[:used]
+        texts, equal = bench.answers.values("texts")[:used], bench.answers.values(self.equal_by(subjects))[:used]
         positives = positive_galleries(texts, equal, size)
         parts: dict[str, Scores] = {}
         samples: dict[str, list[dict[str, Any]]] = {}

@@ -18,7 +18,7 @@ from mmcompress.metrics._quality import TIE, Column, absent_rows, derived_names,
 class RecallAtK(Pairs):
     """The share of queries that find a positive among the k nearest, pictures to texts, texts to pictures, and their mean.
 
-    Of a model that embeds sounds it is sounds to texts, and so on in what follows.
+    Of a model that embeds films or sounds it is these to texts, and so on in what follows.
 
     The gallery holds each example's picture or its first text. Any positive counts: the example's own partner, any text
     that is one of the picture's alternatives, and what belongs to an identical picture or an equal text. Ties count
@@ -48,7 +48,7 @@ class RecallAtK(Pairs):
         teacher = teacher_of(subjects)
         if self.gallery == "teacher" and teacher is None:
             raise InputError("recall_at_k with `gallery: teacher` needs the teacher among what is measured")
-        side, column = SIDES[self.side]
+        side, _ = SIDES[self.side]
         directions = ("mean", f"{side}_to_text", f"text_to_{side}")
         size = self.gallery_size or len(bench.test)
         used = len(bench.test) // size * size
@@ -60,7 +60,7 @@ class RecallAtK(Pairs):
         if used == 0:
             reason = f"{len(bench.test)} test examples are fewer than one gallery of {size}"
             return Measured(absent_rows(subjects, columns, len(bench.test), reason), {})
-        texts, equal = bench.answers.values("texts")[:used], bench.answers.values(column)[:used]
+        texts, equal = bench.answers.values("texts")[:used], bench.answers.values(self.equal_by(subjects))[:used]
         positives = positive_galleries(texts, equal, size)
         scores: dict[str, Scores] = {}
         samples: dict[str, list[dict[str, Any]]] = {}

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 from collections import Counter
@@ -90,7 +91,11 @@ class Encoded:
             for name, array in compact.items():
                 if is_pictures(array):
                     sizes = compact.get(f"{name}_size")
-                    result[name] = augment_pictures(array, view.augment, draws, sizes)
+                    # The pictures of a film are all altered alike: what moves in it is what moved.
+                    frames = math.prod(array.shape[1:-3])
+                    each = {stream: draw.repeat(frames) for stream, draw in draws.items()}
+                    altered = augment_pictures(array.reshape(-1, *array.shape[-3:]), view.augment, each, sizes)
+                    result[name] = altered.reshape(array.shape)
         masking: Mapping[str, Masking] = getattr(self.processor, "masking", {})
         for name in masking.keys() & compact.keys():
             places = np.arange(compact[name].shape[1], dtype=np.uint64) * _GOLDEN
@@ -124,8 +129,8 @@ class View:
 
 
 def is_pictures(array: NDArray[Any]) -> bool:
-    """Whether an array of a compact batch holds pictures: uint8 [b, h, w, 3]."""
-    return array.dtype == np.uint8 and array.ndim == 4 and array.shape[-1] == 3
+    """Whether an array of a compact batch holds pictures, uint8 [b, h, w, 3], or films, uint8 [b, f, h, w, 3]."""
+    return array.dtype == np.uint8 and array.ndim in (4, 5) and array.shape[-1] == 3
 
 
 @lru_cache(maxsize=64)
@@ -298,6 +303,12 @@ def _write(examples: Examples, family: Family, processor: Processor, home: Path,
                 if column == "text" and ALTERNATIVES in family.columns:
                     texts.setdefault(name, []).append(array)
                     continue
+                if len(array) != len(values):
+                    raise InputError(
+                        f"{column} of the examples {chunk[0].id} to {chunk[-1].id}: {len(values)} values became"
+                        f" {len(array)} rows, and training takes one of each\n  A sound that is longer than what the"
+                        " model hears at a time is split: split it before, with its text, or leave it out."
+                    )
                 if name not in maps:
                     shape = (len(examples), *array.shape[1:])
                     maps[name] = np.lib.format.open_memmap(part / f"{name}.npy", "w+", array.dtype, shape)

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import GivenFamily
 from pydantic import ValidationError
 
 from mmcompress.errors import InputError
+from mmcompress.families import Request
 from mmcompress.metrics.recall_at_k import RecallAtK, positive_galleries, rank_galleries, score_columns
 
 pytestmark = pytest.mark.unit
@@ -63,6 +67,22 @@ def setup(subject: Any, bench: Any, given: Any) -> Any:
         return subjects, bench(given(answers, columns), count)
 
     return make
+
+
+def test_equal_films_count_for_each_other(subject: Any, bench: Any, given: Any) -> None:
+    class Films(GivenFamily):
+        @property
+        def requests(self) -> tuple[Request, ...]:
+            return (Request("embed_image", ("frames",), ("vision_model",)),)
+
+    teacher = replace(subject("teacher", "teacher"), family=Films.model_construct(path=Path("nowhere")))
+    # Picture 0 lies nearest to text 1, whose film is the same one; picture 2 to text 0, whose film is another.
+    images = np.array([[0.6, 0.8, 0], [0, 1, 0], [1, 0, 0]], dtype=np.float32)
+    answers = {("teacher", "embed_image"): images, ("teacher", "embed_text"): np.eye(3, dtype=np.float32)}
+    columns = {"texts": [("a",), ("b",), ("c",)], "film": [b"x", b"x", b"y"], "picture": [b"p"] * 3}
+    measured = RecallAtK(k=(1,)).measure([teacher], bench(given(answers, columns), 3))
+    found = _find(measured.rows, "teacher", "recall_at_1", "image_to_text")
+    assert found.value == pytest.approx(2 / 3)
 
 
 def _find(rows: Any, name: str, metric: str, direction: str = "mean") -> Any:
