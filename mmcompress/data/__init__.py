@@ -7,6 +7,7 @@ sets, families and metrics use; every other name is a *slice*: a short text by w
 value     type                           meaning
 ========= ============================== ===============================================================
 image     PIL.Image.Image (RGB or RGBA)  a picture as it was drawn or photographed
+image2    PIL.Image.Image (RGB or RGBA)  a second picture, for texts about two
 frames    tuple[PIL.Image.Image, ...]    a film: pictures of one size in their order
 audio     mmcompress._sound.Sound        a sound: one channel in [-1, 1] and its rate
 texts     tuple[str, ...]                texts that describe it, each as good as the others

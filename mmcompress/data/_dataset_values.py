@@ -267,7 +267,7 @@ def _frames(name: str, record: Record, given: Columns, rows: Rows) -> tuple[Medi
 
 
 _READ: dict[str, Callable[[str, Record, Columns, Rows], Any]] = {
-    **{"image": _media("picture"), "audio": _media("sound"), "frames": _frames},
+    **{"image": _media("picture"), "image2": _media("picture"), "audio": _media("sound"), "frames": _frames},
     **{"texts": _texts, "answers": _answers, "words": _words},
     **{"label": _class, "labels": _classes, "tags": _classes},
     **{"number": _number, "table": _table, "series": _array(2), "features": _array(1)},
