@@ -41,8 +41,9 @@ class Processor(Protocol):
 
     It may have ``masking``, a :class:`Masking` per compact array of tokens: in training words of these are hidden, and
     ``<name>_labels`` holds them, -1 elsewhere. It may have ``notes``, which counts what is to be told of compact arrays
-    (answers that are no class). A picture that fills a part of its uint8 array alone, from the upper left, has that
-    part's sides in ``<name>_size`` [n, 2].
+    (answers that are no class). Of a model that is trained with missing inputs it has ``leave_out(compact, draw)``: the
+    same with inputs left out, by ``draw(stream)``, a number in [0, 1) per example. A picture that fills a part of its
+    uint8 array alone, from the upper left, has that part's sides in ``<name>_size`` [n, 2].
     """
 
     def compact(self, values: Mapping[str, Sequence[Any]]) -> Feeds:

@@ -7,11 +7,14 @@ Outputs are named ``<part>.<what>``; shapes, with
 ======================  ================  ==============================================================
 name                    shape             meaning
 ======================  ================  ==============================================================
-vision.embeds           [b, d]            L2-normalised embeddings of pictures (also audio., fusion.)
+vision.embeds           [b, d]            L2-normalised embeddings of pictures (also audio., fusion., and each
+                                          input of a fusion model by its name)
 text.embeds             [b, d]            L2-normalised embeddings of texts
 fusion.logit_scale      []                what similarities are multiplied with (already exponentiated)
 fusion.logit_bias       []                what is added after that (SigLIP)
-<part>.logits           [b, c]            class logits; [b, s, c] for sequences
+<part>.logits           [b, c]            class logits, or numbers in their unit; [b, s, c] for sequences
+fusion.scale            []                the standard deviation of numbers in training
+<input>.present         [b]               1 where an input of a fusion model is there
 <part>.mask             [b, s]            1 where a token or frame counts
 <part>.hidden_states    l x [b, s, d]     one per layer
 <part>.attentions       l x [b, h, s, s]  after the softmax: one per layer, a row per query

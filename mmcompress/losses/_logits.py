@@ -18,9 +18,9 @@ class LogitsLoss(Loss):
 
     temperature: float = Field(2.0, gt=0)
     """Divides the logits; the larger, the more the unlikely classes count."""
-    output: str = Field("fusion.logits", pattern=r"^[a-z_]+\.logits$")
+    output: str = Field("fusion.logits", pattern=r"^[a-z][a-z0-9_]*\.logits$")
     """The logits, [b, c] or [b, s, c]."""
-    mask: str | None = Field(None, pattern=r"^[a-z_]+\.mask$")
+    mask: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]*\.mask$")
     """For sequences, the output that tells which tokens or frames count (``decoder.mask``); all do where it is absent."""
 
     def needs(self) -> frozenset[str]:

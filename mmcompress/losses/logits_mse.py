@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 class LogitsMSE(Loss):
     """The student's logits are the teacher's: for numbers, and for classes whose unlikely ones shall count too."""
 
-    output: str = Field("fusion.logits", pattern=r"^[a-z_]+\.logits$")
+    output: str = Field("fusion.logits", pattern=r"^[a-z][a-z0-9_]*\.logits$")
     """The logits or numbers, [b, c] or [b, s, c]."""
-    mask: str | None = Field(None, pattern=r"^[a-z_]+\.mask$")
+    mask: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]*\.mask$")
     """For sequences, the output that tells which tokens count; all do where it is absent."""
-    scale: str | None = Field(None, pattern=r"^[a-z_]+\.scale$")
+    scale: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]*\.scale$")
     """The teacher's output that distances are divided by: a standard deviation of the numbers, so that no unit matters."""
 
     def needs(self) -> frozenset[str]:

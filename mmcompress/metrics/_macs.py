@@ -54,14 +54,22 @@ def macs_by_module(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str,
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and without the fused attention of ``nn.MultiheadAttention``, which no counter sees into."""
+    """Evaluation mode, and without what no counter sees into: ``nn.MultiheadAttention``'s and oneDNN's fused kernels."""
     import torch
 
     training, fused = module.training, torch.backends.mha.get_fastpath_enabled()
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
     module.eval()
     torch.backends.mha.set_fastpath_enabled(False)
+    # The counter looks for the gradient of what a submodule gives, and a bare view of a parameter has none.
+    for parameter in learning:
+        parameter.requires_grad_(False)
     try:
-        yield
+        # oneDNN's LSTM is one operator.
+        with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+            yield
     finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
         module.train(training)
         torch.backends.mha.set_fastpath_enabled(fused)

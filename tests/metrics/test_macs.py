@@ -46,6 +46,12 @@ def test_multi_head_attention_is_seen_into():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+@pytest.mark.parametrize(("kind", "gates"), [(nn.GRU, 3), (nn.LSTM, 4)])
+def test_recurrent_layers_are_seen_into(kind, gates):
+    layer = kind(4, 16, batch_first=True)
+    assert count_macs(layer, {"input": torch.randn(2, 10, 4)}) == 10 * gates * 16 * (4 + 16)
+
+
 def test_modules_are_counted_by_name_with_what_lies_below():
     model = nn.Sequential(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), nn.Linear(2, 3)).train()
     counts = macs_by_module(model, {"input": torch.zeros(7, 4)})
