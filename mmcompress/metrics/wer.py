@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from mmcompress._error_rate import SPELLINGS, Normalise, Normaliser, count, normaliser_of
 from mmcompress.component import RecipePath
-from mmcompress.errors import InputError, require
+from mmcompress.errors import InputError
 from mmcompress.metrics import Bench, Measured, Subject
 from mmcompress.metrics._quality import Quality, Statistic, derived_names, statistic_rows
 from mmcompress.metrics._statistics import Floats
-from mmcompress.store import read_json
-
-Normalise = Callable[[str], str]
-SPELLINGS = "normalizer.json"
-"""British words and their American spelling, as Whisper's checkpoints bring them."""
 
 
 class Wer(Quality):
@@ -27,7 +23,7 @@ class Wer(Quality):
     the subject's.
     """
 
-    normaliser: Literal["basic", "whisper_english", "none"] = "basic"
+    normaliser: Normaliser = "basic"
     """Whisper's, in transformers' code (arXiv:2212.04356, appendix C). ``basic``: lower case, no punctuation, nothing in
     brackets. ``whisper_english``: also contractions, spellings and numbers, as published numbers of English have it: it
     writes neighbouring number words as one number (`two three` is `23`), which counts as one word. ``none``: as it is."""
@@ -70,46 +66,13 @@ class Wer(Quality):
         return Measured(statistic_rows(subjects, statistics, parts, bench.seed, note), samples)
 
     def _normaliser(self, subjects: Sequence[Subject]) -> tuple[Normalise, str]:
-        if self.normaliser == "none":
-            return str.strip, ""
-        if self.normaliser == "basic":
-            return basic_normaliser(), ""
         found = self.spellings
         if found is None:
             folders = [subject.folder for subject in sorted(subjects, key=lambda item: item.role != "teacher")]
             found = next((folder / SPELLINGS for folder in folders if (folder / SPELLINGS).is_file()), None)
-        if found is None:
-            return english_normaliser({}), f"British spellings stay: no {SPELLINGS} with the teacher"
-        spellings = read_json(found)
-        if not isinstance(spellings, dict):
-            raise InputError(f"{found}: expected a JSON object of British words and their American spelling")
-        return english_normaliser(spellings), ""
-
-
-def basic_normaliser() -> Normalise:
-    """Whisper's normaliser of any language."""
-    module = require("transformers.models.whisper.english_normalizer", "compress")
-    normaliser: Any = module.BasicTextNormalizer()
-    return lambda text: str(normaliser(text)).strip()
-
-
-def english_normaliser(spellings: Mapping[str, str]) -> Normalise:
-    """Whisper's normaliser of English."""
-    module = require("transformers.models.whisper.english_normalizer", "compress")
-    normaliser: Any = module.EnglishTextNormalizer(dict(spellings))
-    return lambda text: str(normaliser(text)).strip()
-
-
-def count(references: Sequence[str], said: str) -> tuple[int, int, int, int]:
-    """Wrong words, words, wrong characters and characters, by the reference with the lowest rate of wrong words."""
-    jiwer = require("jiwer", "audio")
-    found = []
-    for text in references:
-        words, characters = jiwer.process_words(text, said), jiwer.process_characters(text, said)
-        wrong = [each.substitutions + each.deletions + each.insertions for each in (words, characters)]
-        of = [each.hits + each.substitutions + each.deletions for each in (words, characters)]
-        found.append((wrong[0], of[0], wrong[1], of[1]))
-    return min(found, key=lambda each: each[0] / max(each[1], 1))
+        lacking = self.normaliser == "whisper_english" and found is None
+        note = f"British spellings stay: no {SPELLINGS} with the teacher" if lacking else ""
+        return normaliser_of(self.normaliser, found), note
 
 
 def _rate(metric: str, first: int, conditions: Mapping[str, Any]) -> Statistic:

@@ -63,3 +63,40 @@ def tiny(folder: Path, seed: int = 0, **changes: Any) -> tuple[Whisper, Path]:
     family = Whisper(config=write_tiny(folder / "source", **changes))
     family.write(folder / "model", seed)
     return family, folder / "model"
+
+
+def multilingual(folder: Path, seed: int = 0, **changes: Any) -> tuple[Whisper, Path]:
+    """A checkpoint of two languages with a byte-level tokenizer and a generation_config.json, as published ones have."""
+    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+
+    source = folder / "source"
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|translate|>", "<|transcribe|>"]
+    special.append("<|notimestamps|>")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE({letter: index for index, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.add_tokens([AddedToken("<|0.00|>", normalized=False)])
+    ids = {token: tokenizer.token_to_id(token) for token in special}
+    start, end = ids["<|startoftranscript|>"], ids["<|endoftext|>"]
+    tokens = {"decoder_start_token_id": start, "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    config = {"vocab_size": tokenizer.get_vocab_size(), "max_target_positions": 24, **tokens, **changes}
+    write_tiny(source, **config)
+    (source / "tokenizer.json").write_text(tokenizer.to_str())
+    generation = {
+        **tokens,
+        "is_multilingual": True,
+        "lang_to_id": {token: ids[token] for token in ("<|en|>", "<|de|>")},
+        "task_to_id": {task: ids[f"<|{task}|>"] for task in ("transcribe", "translate")},
+        "no_timestamps_token_id": ids["<|notimestamps|>"],
+        "forced_decoder_ids": [[1, None], [2, ids["<|transcribe|>"]]],
+        "suppress_tokens": [3, 4],
+        "begin_suppress_tokens": [5],
+        "max_length": 24,
+    }
+    (source / "generation_config.json").write_text(json.dumps(generation))
+    family = Whisper(config=source / "config.json")
+    family.write(folder / "model", seed)
+    return family, folder / "model"

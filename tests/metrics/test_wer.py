@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmcompress._error_rate import count, english_normaliser
 from mmcompress.errors import InputError
-from mmcompress.metrics.wer import Wer, count, english_normaliser
+from mmcompress.metrics.wer import Wer
 
 pytestmark = pytest.mark.unit
 
