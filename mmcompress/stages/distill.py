@@ -13,6 +13,7 @@ from mmcompress.families import Family
 from mmcompress.losses import AnyLoss, Loss
 from mmcompress.losses.task import Task
 from mmcompress.stages import Stage, StageInput
+from mmcompress.stages._pseudo_labels import LabelFilter, Labels, target_of, with_teacher_labels
 from mmcompress.stages._student import Student, begin, student_family, student_problems
 from mmcompress.stages._training import Problems, TeacherOutputs, Training, TrainingFields, train
 
@@ -29,6 +30,10 @@ class Distill(TrainingFields, Stage):
     teacher_outputs: TeacherOutputs | None = None
     """``cached`` asks the teacher once about every example and keeps the answers; ``online`` asks it at every step.
     Where neither is said, ``cached`` if the losses allow it."""
+    labels: Labels = "data"
+    """What the student learns to write: the data's texts, or the ``teacher``'s own, written once and kept."""
+    label_filter: LabelFilter | None = None
+    """Which of the teacher's texts are kept; those that are not empty where none is given."""
     freeze: tuple[str, ...] = ()
     """Modules or parameters that stay as they are, by prefix of their names (``text_model``)."""
 
@@ -45,7 +50,9 @@ class Distill(TrainingFields, Stage):
         problems += self._unfed(losses, family, teacher)
         if self.teacher_outputs == "cached":
             problems += self._not_stored(losses, teacher)
-        if all(isinstance(loss, Task) or loss.weight == 0 for loss in losses):
+        problems += self._unwritten(teacher, family)
+        own_labels = self.labels == "data"
+        if own_labels and all(isinstance(loss, Task) or loss.weight == 0 for loss in losses):
             problems.append((("losses",), "none compares with the teacher; expected one that does, or `finetune`"))
         return problems
 
@@ -74,6 +81,16 @@ class Distill(TrainingFields, Stage):
                     problems.append((("losses", index, loss.component_name()), message))
         return problems
 
+    def _unwritten(self, teacher: Family, student: Family) -> Problems:
+        if self.labels == "data":
+            return [(("label_filter",), "filters what `labels: teacher` gives")] if self.label_filter else []
+        column = target_of(teacher)
+        if column is None:
+            return [(("labels",), f"{teacher.component_name()} writes no texts that a student could learn")]
+        if column not in student.columns:
+            return [(("labels",), f"the teacher writes {column}, which {student.component_name()} does not learn")]
+        return []
+
     def _not_stored(self, losses: Sequence[Loss], teacher: Family) -> Problems:
         problems: Problems = []
         if self.augment != "none":
@@ -94,13 +111,16 @@ class Distill(TrainingFields, Stage):
 
     def environment(self) -> Mapping[str, JSON]:
         """Resolved precision and attention, kind of device, versions of libraries."""
-        return self.training_environment()
+        return self.training_environment(self.losses or ())
 
     def run(self, given: StageInput) -> Mapping[str, Any]:
         """Train; see :func:`mmcompress.stages._training.train`."""
         if given.teacher is None:
             raise UsageError("distill: there is no teacher\n  Name a `teacher` in the recipe.")
         student = begin(self.student, given)
+        told: dict[str, JSON] = {}
+        if self.labels == "teacher":
+            given, told["labels"] = with_teacher_labels(given, self.label_filter or LabelFilter())
         losses, asking = self.terms(student.family), self.asking(student.family)
         facts = train(Training(self, given, student, losses, given.teacher, asking, freeze=self.freeze))
-        return {**facts, "teacher_outputs": asking}
+        return {**facts, **told, "teacher_outputs": asking}
