@@ -44,9 +44,22 @@ class Pictures:
 class Labels:
     """Numbers of classes to ``labels`` int64 [n]."""
 
+    def __init__(self, classes: Sequence[str]) -> None:
+        self._classes = classes
+
     def compact(self, values: Sequence[Any]) -> NDArray[Any]:
-        """int64 [n]."""
-        return np.asarray([int(value) for value in values], dtype=np.int64)
+        """int64 [n].
+
+        Raises:
+            InputError: a label that is no class.
+        """
+        for index, label in enumerate(values):
+            if not isinstance(label, (int, np.integer)) or not 0 <= label < len(self._classes):
+                raise InputError(
+                    f"label {index + 1} of {len(values)}: {label!r} is no class of this model\n"
+                    f"  expected 0 to {len(self._classes) - 1}: {', '.join(self._classes[:6])}"
+                )
+        return np.asarray(values, dtype=np.int64)
 
     def feeds(self, compact: NDArray[Any]) -> Feeds:
         """``labels``."""

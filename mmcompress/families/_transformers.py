@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +38,10 @@ class Architecture:
     """Which classes of transformers a family's model folders hold, and the files beside the weights."""
 
     family: str
-    classes: Mapping[str, str]
-    """``model_type`` of config.json to the name of the class: ``{"whisper": "WhisperForConditionalGeneration"}``."""
+    classes: Mapping[str, str | tuple[str, ...]]
+    """``model_type`` of config.json to the name of the class: ``{"whisper": "WhisperForConditionalGeneration"}``.
+
+    Of several, config.json's ``architectures`` names one. ``module:Class`` is one of ours."""
     files: tuple[str, ...]
     """Processing files (tokenizer, pictures, sounds) that travel with a model, as far as a folder has them."""
     check: Callable[[Path, Any], None] = lambda folder, model: None
@@ -107,7 +110,7 @@ def _pretrained(source: Path, config: Mapping[str, Any], architecture: Architect
     weights = [*source.glob("*.safetensors")]
     if not weights:
         read_weights(source)  # tells what is there instead
-    model_class = _class_of(config, architecture)
+    model_class = _class_of(config, architecture, str(source))
     parsed = _parsed_config(model_class, config, str(source))
     with offline(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -169,10 +172,27 @@ def offline() -> Iterator[None]:
 # --- loading and saving --------------------------------------------------------------------------------------------
 
 
-def _class_of(config: Mapping[str, Any], architecture: Architecture) -> Any:
-    import transformers
+def _class_of(config: Mapping[str, Any], architecture: Architecture, where: str) -> Any:
+    name = architecture.classes[str(config["model_type"])]
+    if not isinstance(name, str):
+        name = _named_of(name, config.get("architectures") or (), where)
+    module, _, name = name.rpartition(":")
+    return getattr(import_module(module or "transformers"), name)
 
-    return getattr(transformers, architecture.classes[str(config["model_type"])])
+
+def _named_of(known: Sequence[str], named: Sequence[str], where: str) -> str:
+    """The one of the known classes that a configuration names.
+
+    Raises:
+        InputError: it names none, or several.
+    """
+    found = [name for name in known if name.rpartition(":")[2] in named]
+    if len(found) == 1:
+        return found[0]
+    raise InputError(
+        f"{where}: architectures names {', '.join(named) or 'nothing'}\n"
+        f"  expected {' or '.join(name.rpartition(':')[2] for name in known)}"
+    )
 
 
 def _parsed_config(model_class: Any, config: Mapping[str, Any], where: str) -> Any:
@@ -201,7 +221,7 @@ def build_from_config(
         raise UsageError(f"unknown attention {attention!r}; known: {', '.join(ATTENTION)}")
     if len(architecture.attention) == 1:
         attention = architecture.attention[0]
-    model_class = _class_of(config, architecture)
+    model_class = _class_of(config, architecture, where)
     parsed = _parsed_config(model_class, config, where)
     attention = attention if architecture.sdpa else "eager"
     try:
