@@ -38,30 +38,30 @@ class Damage(BaseModel):
     """The share of a sound that is silent, in one stretch."""
     missing: str | None = None
     """An input that is not there, of a model that was trained for it."""
-    on: str | None = None
+    input: str | None = None
     """The only input that is damaged; every one that the damage is for where it is not named."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Damage:
         given = self._given()
         if len(given) != 1:
-            kinds = ", ".join(name for name in type(self).model_fields if name != "on")
+            kinds = ", ".join(name for name in type(self).model_fields if name != "input")
             raise ValueError(f"expected exactly one of {kinds}; got {', '.join(given) or 'none'}")
-        if self.missing is not None and self.on is not None:
-            raise ValueError("`missing` names the input itself; leave `on` out")
+        if self.missing is not None and self.input is not None:
+            raise ValueError("`missing` names the input itself; leave `input` out")
         return self
 
     def _given(self) -> dict[str, float | str]:
-        return {name: value for name, value in self if name != "on" and value is not None}
+        return {name: value for name, value in self if name != "input" and value is not None}
 
     def __str__(self) -> str:
         ((kind, strength),) = self._given().items()
         text = f"{kind} {strength}" if isinstance(strength, str) else f"{kind} {strength:g}"
-        return f"{text} on {self.on}" if self.on else text
+        return f"{text} on {self.input}" if self.input else text
 
     def touches(self, name: str, value: Any) -> bool:
         """Whether it changes an input of this name and kind of value."""
-        if self.missing is not None or self.on not in (None, name):
+        if self.missing is not None or self.input not in (None, name):
             return self.missing == name
         if self.silence is not None:
             return isinstance(value, Sound)

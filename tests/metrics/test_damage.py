@@ -39,7 +39,7 @@ def test_noise_leaves_transparency_and_other_values_alone() -> None:
     assert (found[..., 3] == 77).all()
     assert (found[..., :3] != (10, 200, 30)).any()
     assert damaged(Damage(noise=0.2), "a text", name="text") == "a text"
-    assert damaged(Damage(noise=0.2, on="other"), GREY) is GREY
+    assert damaged(Damage(noise=0.2, input="other"), GREY) is GREY
 
 
 def test_frames_of_a_film_have_noise_of_their_own() -> None:
@@ -69,7 +69,7 @@ def test_what_is_missing_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"noise": 0.1, "blur": 0.1}, {"noise": 0}, {"dark": 1.5}, {"missing": "image", "on": "image"}]
+    "fields", [{}, {"noise": 0.1, "blur": 0.1}, {"noise": 0}, {"dark": 1.5}, {"missing": "image", "input": "image"}]
 )
 def test_one_kind_with_a_share_is_asked_for(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
@@ -78,5 +78,5 @@ def test_one_kind_with_a_share_is_asked_for(fields: dict[str, Any]) -> None:
 
 def test_it_is_told_in_a_few_words() -> None:
     assert str(Damage(noise=0.1)) == "noise 0.1"
-    assert str(Damage(silence=1, on="audio")) == "silence 1 on audio"
+    assert str(Damage(silence=1, input="audio")) == "silence 1 on audio"
     assert str(Damage(missing="image")) == "missing image"
