@@ -11,7 +11,6 @@ from mmcompress._page_examples import examples, keep_examples
 from mmcompress._page_html import Html, bullets, details, document, join, section, table, tag
 from mmcompress._page_overview import (
     gains_and_losses,
-    models_legend,
     quality_and_cost,
     side_by_side,
     tiles,
@@ -72,9 +71,7 @@ def page(report: Report) -> str:
     links = [tag("a", name, href=f"#{key}") for key, name in _SECTIONS.items() if parts[key]]
     folder = report.folder.name if report.folder is not None else ""
     head = tag("header", tag("h1", report.title), tag("p", folder, class_="soft"), tag("nav", *links))
-    marks = models_legend(view) if parts["pareto"] else Html()
-    legend = tag("section", marks, aria_label="Marks of the models") if marks else Html()
-    order = [parts[key] if key != "pareto" else Html(legend + parts[key]) for key in _SECTIONS]
+    order = [parts[key] for key in _SECTIONS]
     foot = tag("footer", "Made by mmcompress. The rows are in report.json, the raw samples in samples/.")
     return document(report.title, Html(head + tag("main", *order) + foot))
 
@@ -115,7 +112,7 @@ def _notes(view: View) -> Html:
                 else bullets(lines[:8]) + details(f"{len(lines) - 8} more", bullets(lines[8:]))
             )
             parts.append(tag("h3", heading) + shown)
-    return section("notes", "Notes and what was not measured", *map(Html, parts))
+    return section("notes", "Notes and what was not measured", *parts)
 
 
 def _rows(view: View) -> Html:

@@ -181,14 +181,22 @@ def _card(teacher: Record, package: Record, kept: Mapping[str, Mapping[str, Any]
     if "true" in teacher:
         words.append(("true", escape(teacher["true"])))
     changed = [key for key in _answers(teacher) if teacher[key] != package.get(key)] or list(_answers(teacher))
-    for key in changed:
-        about = key.removeprefix("answer").replace("_", " ").strip()
-        for who, record in (("teacher", teacher), ("package", package)):
-            label = f"{who}, {about}" if about else who
-            words.append((label, _answer(key, record.get(key), kept, media)))
+    answers = join(_answer_pair(key, teacher, package, kept, media) for key in changed)
     words.append(("score", escape(f"{_number(teacher)} → {_number(package)}")))
     lines = join(tag("dt", key) + tag("dd", shown) for key, shown in [*seen, *words])
-    return tag("article", tag("h4", name), tag("dl", Html(lines)))
+    return tag("article", tag("h4", name), tag("dl", lines), answers)
+
+
+def _answer_pair(
+    key: str, teacher: Record, package: Record, kept: Mapping[str, Mapping[str, Any]], media: Media
+) -> Html:
+    """Both answers side by side."""
+    about = key.removeprefix("answer").replace("_", " ").strip()
+    parts = []
+    for who, record in (("teacher", teacher), ("package", package)):
+        label = tag("dt", f"{who}, {about}" if about else who)
+        parts.append(tag("div", label, tag("dd", _answer(key, record.get(key), kept, media))))
+    return tag("dl", *parts, class_="pair")
 
 
 def _number(record: Record) -> str:

@@ -10,6 +10,10 @@ from string import Template
 class Html(str):
     """Text that is markup already; every other text is escaped where it is put on the page."""
 
+    def __add__(self, other: str) -> Html:
+        """Markup and what follows it, escaped where it is none."""
+        return Html(str.__add__(self, escape(other)))
+
 
 def escape(value: object) -> Html:
     """A value as text of the page; markup as it is."""
@@ -106,7 +110,7 @@ STYLE = """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--back); color: var(--text); }
-header, main, footer { max-width: 76rem; margin: 0 auto; padding: 0 1rem; }
+header, main, footer { max-width: 80rem; margin: 0 auto; padding: 0 1rem; }
 header { padding-top: 1.5rem; } footer { color: var(--soft); padding-bottom: 2rem; font-size: .85rem; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 0 0 .75rem; } h3 { font-size: .95rem; margin: 1.1rem 0 .5rem; }
@@ -116,10 +120,10 @@ li { overflow-wrap: anywhere; margin-bottom: .2rem; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem .9rem; margin: .7rem 0 1rem; font-size: .88rem; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: .7rem; padding: 1rem; margin: 0 0 1rem; }
 .scroll { overflow-x: auto; max-width: 100%; } .scroll:focus-visible { outline: 2px solid var(--link); }
-table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; min-width: 100%; }
+table { border-collapse: separate; border-spacing: 0; font-size: .86rem; font-variant-numeric: tabular-nums; min-width: 100%; }
 th, td { padding: .34rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; white-space: nowrap; }
 th[scope=row] { text-align: left; font-weight: 500; position: sticky; left: 0; background: var(--card); }
-thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; } thead th:first-child { text-align: left; position: sticky; left: 0; background: var(--card); }
+thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: normal; min-width: 5.5rem; } thead th:first-child { text-align: left; position: sticky; left: 0; background: var(--card); }
 tbody tr:last-child > * { border-bottom: 0; } .words td { text-align: left; white-space: normal; min-width: 6rem; }
 .group > th { color: var(--soft); font-size: .75rem; text-transform: uppercase; letter-spacing: .05em; padding-top: .8rem; }
 td .under { display: block; font-size: .76rem; } td .good, td .bad { display: block; font-size: .76rem; }
@@ -129,10 +133,10 @@ td .under { display: block; font-size: .76rem; } td .good, td .bad { display: bl
 .verdict, .verdict h2 { color: var(--text); } .verdict h2 { font-size: 1.35rem; } .verdict ul { list-style: none; padding: 0; margin: 0; }
 .verdict li { border-top: 1px solid var(--line); padding: .5rem 0; } .verdict li:last-child { padding-bottom: 0; }
 .badge { display: inline-block; font-weight: 650; font-size: .82rem; border: 1px solid; border-radius: 1rem; padding: 0 .55rem; margin-right: .5rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem; margin-bottom: .9rem; }
+section > h3:first-child { margin-top: 0; } .tiles:last-child { margin-bottom: 0; } .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem; margin-bottom: .9rem; }
 .tile { border: 1px solid var(--line); border-radius: .5rem; padding: .55rem .7rem; } .tile b { font-size: 1.35rem; display: block; line-height: 1.25; }
 .tile span { font-size: .8rem; color: var(--soft); display: block; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 1.2rem 1.6rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 23.5rem), 1fr)); gap: 1.4rem 1.6rem; }
 figure { margin: 0; min-width: 0; max-width: 36rem; } figcaption { font-weight: 600; font-size: .92rem; margin-bottom: .3rem; overflow-wrap: anywhere; }
 figcaption small { font-weight: 400; display: block; }
 figure svg { display: block; width: 100%; height: auto; overflow: visible; }
@@ -142,7 +146,7 @@ svg .grid { stroke: var(--line); stroke-width: 1; } svg .axis { stroke: var(--so
 svg .track { fill: var(--line); opacity: .6; } svg .front { fill: none; stroke: var(--soft); stroke-width: 1.4; stroke-dasharray: 5 4; }
 svg .area { opacity: .3; } svg .up { fill: var(--good); } svg .down { fill: var(--bad); } svg .same { fill: var(--soft); } svg .goal { stroke: var(--text); stroke-width: 2; }
 .m0 { color: var(--m0); } .m1 { color: var(--m1); } .m2 { color: var(--m2); } .m3 { color: var(--m3); } .m4 { color: var(--m4); } .m5 { color: var(--m5); } .m6 { color: var(--m6); } .m7 { color: var(--m7); }
-svg .f { fill: currentColor; } svg .k { stroke: currentColor; stroke-width: 1.6; } svg .k2 { stroke: currentColor; stroke-width: 2.4; } svg .hollow { fill: var(--card); stroke: currentColor; stroke-width: 2; }
+svg .f { fill: currentColor; } svg .k { stroke: currentColor; stroke-width: 1.6; } svg .i { stroke: currentColor; stroke-width: 1.6; opacity: .55; } svg .k2 { stroke: currentColor; stroke-width: 2.4; } svg .hollow { fill: var(--card); stroke: currentColor; stroke-width: 2; }
 .legend { display: flex; flex-wrap: wrap; gap: .15rem .9rem; font-size: .82rem; margin: 0 0 .8rem; padding: 0; list-style: none; } .legend li { margin: 0; } .legend svg { width: .8rem; height: .8rem; vertical-align: -.08rem; margin-right: .3rem; overflow: visible; }
 details { margin-top: .4rem; font-size: .9rem; } summary { cursor: pointer; color: var(--link); } details[open] > summary { margin-bottom: .4rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr)); gap: .8rem; margin-bottom: .8rem; }
@@ -150,9 +154,10 @@ article { border: 1px solid var(--line); border-radius: .5rem; padding: .7rem; m
 article h4 { font: .74rem ui-monospace, monospace; color: var(--soft); margin: 0 0 .4rem; } dl { margin: 0; } article dt { font-size: .74rem; color: var(--soft); } article dd { margin: 0 0 .35rem; }
 article img { max-width: 100%; min-width: 5rem; max-height: 12rem; image-rendering: auto; border-radius: .3rem; background: var(--line); display: block; } article img.tiny { image-rendering: pixelated; min-width: 9rem; }
 .film { display: flex; gap: 2px; overflow-x: auto; } .film img { min-width: 4rem; } audio { width: 100%; display: block; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem; border-top: 1px solid var(--line); padding-top: .4rem; } article .pair img { min-width: 0; }
 article svg { width: 100%; height: 4rem; } polyline { fill: none; stroke: currentColor; }
 pre { margin: 0; padding: .8rem; background: var(--back); border-radius: .5rem; overflow-x: auto; font: .8rem/1.45 ui-monospace, Menlo, Consolas, monospace; }
 .facts { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .2rem 1rem; font-size: .88rem; } .facts dt { color: var(--soft); } .facts dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { header, main, footer { padding-left: .6rem; padding-right: .6rem; } section { padding: .8rem; } .facts { grid-template-columns: 1fr; } .facts dd { margin-bottom: .4rem; } }
+@media (max-width: 40rem) { header, main, footer { padding-left: .6rem; padding-right: .6rem; } section { padding: .8rem; } h1 { font-size: 1.35rem; } th[scope=row] { white-space: normal; min-width: 6.5rem; max-width: 9rem; overflow-wrap: anywhere; } th, td { padding: .34rem .45rem; } .facts { grid-template-columns: 1fr; } .facts dd { margin-bottom: .4rem; } }
 @media print { body { background: #fff; } section { break-inside: avoid; } nav { display: none; } }
 """

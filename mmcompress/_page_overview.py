@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from mmcompress import gate
-from mmcompress._page_html import Html, bullets, details, figure, join, section, table, tag
+from mmcompress._page_html import Html, bullets, details, escape, figure, join, section, table, tag
 from mmcompress._page_plots import Point, Step, bullet, pareto, scatter, waterfall
 from mmcompress._page_view import (
     Side,
@@ -126,7 +126,7 @@ def _cell(row: Row | None) -> object:
         return "-"
     if measured(row) is None:
         return tag("span", "not measured", class_="soft", title=row.reason)
-    return Html(value_text(row) + tag("span", interval_text(row), class_="under"))
+    return escape(value_text(row)) + tag("span", interval_text(row), class_="under")
 
 
 # --- quality against cost ------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def quality_and_cost(view: View) -> Html:
         column = Column(metric, None, quality=False)
         if len(figures) < max(2, len(times)) and (drawn := _against(view, column)):
             figures.append(drawn)
-    body = tag("div", *figures, class_="figures") if figures else Html()
+    body = legend(view.sides) + tag("div", *figures, class_="figures") if figures else Html()
     return section("pareto", "Quality against cost", body)
 
 
@@ -220,8 +220,3 @@ def _change(row: Row, before: float) -> str:
     if row.higher_is_better or row.metric not in _COSTS or before == 0:
         return f"({sign}{number(row.metric, abs(difference), row.unit)})"
     return f"({sign}{abs(difference) / before * 100:.0f} %)"
-
-
-def models_legend(view: View) -> Html:
-    """The marks that stand for the models in all drawings."""
-    return legend(view.sides) if view.sides else Html()

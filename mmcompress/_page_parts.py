@@ -116,7 +116,7 @@ def _parts(view: View, metric: str) -> Html:
     first, last = view.chain[0], view.chain[-1]
     before, after = about(first, metric, "part"), about(last, metric, "part")
     rows, body = [], []
-    for part in [part for part in before if part in after]:
+    for part in sorted((part for part in before if part in after), key=lambda part: part != "total"):
         old, new = before[part].value, after[part].value
         if not old or new is None:
             continue
@@ -190,7 +190,7 @@ def slices(view: View) -> Html:
             rest = figures[_MOST_JOBS:]
             more = details(f"{len(rest)} more", tag("div", *rest, class_="figures")) if rest else Html()
             parts.append(tag("h3", heading) + shown + more)
-    body = Html(legend(view.compared) + join(map(Html, parts))) if parts else Html()
+    body = Html(legend(view.compared) + join(parts)) if parts else Html()
     return section("slices", "Slices, damage and classes", body)
 
 

@@ -113,7 +113,7 @@ def mark(shape: str, x: float, y: float, colour: int, title: str = "", size: flo
 
 def whisker(x1: float, y1: float, x2: float, y2: float, colour: int) -> Html:
     """An interval."""
-    return Html(f'<g class="m{colour % COLOURS}">{line(x1, y1, x2, y2, "k")}</g>')
+    return Html(f'<g class="m{colour % COLOURS}">{line(x1, y1, x2, y2, "i")}</g>')
 
 
 def text_width(words: str, size: float = 12.0) -> float:

@@ -163,8 +163,8 @@ def axis_text(metric: str, unit: str) -> Callable[[float], str]:
         return lambda value: f"{value * 100:.4g} %"
     if unit == "ratio":
         return lambda value: f"{value:g}x"
-    if unit in ("bytes", "B", "", "1", "count", "parameters", "macs", "MACs"):
-        return lambda value: _prefixed(value, "B" if unit in ("bytes", "B") else "")
+    if unit in ("byte", "bytes", "B", "", "1", "count", "parameters", "macs", "MACs"):
+        return lambda value: _prefixed(value, "B" if unit in ("byte", "bytes", "B") else "")
     return lambda value: f"{value:.4g} {unit}"
 
 

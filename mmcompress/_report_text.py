@@ -51,7 +51,7 @@ def number(metric: str, value: float, unit: str, digits: int = 1, like: float | 
         return f"{value:.{digits + 1}f}x"
     if unit == "ratio":
         return f"{value * 100:.{digits}f} " + ("points" if metric.startswith("drop.") else "%")
-    if unit in ("bytes", "B"):
+    if unit in ("byte", "bytes", "B"):
         return _prefixed(value, "B", digits, scale)
     if unit in ("", "1", "count", "parameters", "macs", "MACs"):
         return _prefixed(value, "", digits, scale)
