@@ -33,6 +33,12 @@ RESNET_WIDTHS = (256, 512, 1024, 2048)
 """Of a ResNet whose configuration names none: ResNet-50's."""
 
 
+def architecture_of(config: Mapping[str, Any]) -> _transformers.Architecture:
+    """The classes that a configuration can be of; transformers refuses SDPA to a model that holds a ResNet."""
+    resnet = (config.get("vision_config") or {}).get("model_type") == "resnet"
+    return replace(ARCHITECTURE, attention=("eager",)) if resnet else ARCHITECTURE
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint as a ``CLIPModel`` or ``SiglipModel``: configuration, weights, and files still to be copied."""
@@ -185,7 +191,8 @@ def write_dual(family: Family, source: Path, config: Mapping[str, Any], folder: 
     copy_files(source, folder, (*PREPROCESSOR_FILES, *TOKENIZER_FILES))
     _ensure_tokenizer(source, folder)
     # Older checkpoints hold what follows from the shapes.
-    architecture = replace(ARCHITECTURE, check=check_processing, dropped=("text_model.embeddings.position_ids",))
+    dropped = ("text_model.embeddings.position_ids",)
+    architecture = replace(architecture_of(config), check=check_processing, dropped=dropped)
     _transformers.write_model(family, architecture, folder, seed, changes)
 
 
@@ -215,13 +222,14 @@ def build(folder: Path, attention: str = "sdpa", seed: int = 0) -> Any:
     Raises:
         InputError: a configuration that transformers refuses.
     """
-    return _with_head(_transformers.build(folder, ARCHITECTURE, attention, seed), str(folder / "config.json"))
+    architecture = architecture_of(read_object(folder / "config.json"))
+    return _with_head(_transformers.build(folder, architecture, attention, seed), str(folder / "config.json"))
 
 
 def build_from_config(config: Mapping[str, Any], where: str, attention: str = "sdpa", seed: int = 0) -> Any:
     """The untrained model of a configuration, in FP32."""
     check_model_type(config, where)
-    return _with_head(_transformers.build_from_config(config, where, ARCHITECTURE, attention, seed), where)
+    return _with_head(_transformers.build_from_config(config, where, architecture_of(config), attention, seed), where)
 
 
 def _with_head(model: Any, where: str) -> Any:
@@ -239,4 +247,4 @@ def load_model(folder: Path, attention: str) -> Any:
 
 def save_model(model: Any, source: Path, folder: Path) -> None:
     """See :meth:`mmcompress.families.clip.Clip.save`."""
-    _transformers.save_model(model, source, folder, ARCHITECTURE)
+    _transformers.save_model(model, source, folder, architecture_of(read_object(source / "config.json")))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mmcompress.errors import UsageError
 from mmcompress.families import FromTeacher, _students
 from mmcompress.families._checkpoints import copy_files, load_strictly, write_weights
-from mmcompress.families._clip_checkpoints import ARCHITECTURE, build_from_config, load_model, start_sigmoid
+from mmcompress.families._clip_checkpoints import architecture_of, build_from_config, load_model, start_sigmoid
 from mmcompress.families._clip_towers import LAYOUTS, TEXTS_OF_BERT, TOWERS
 from mmcompress.families._images import PREPROCESSOR_FILES, read_object
 from mmcompress.families._structure import STRUCTURE
@@ -75,7 +75,7 @@ def write_student(teacher: Path, cut: FromTeacher, folder: Path, seed: int) -> N
     kinds = read_object(teacher / "config.json")
     if kinds.get("model_type") in TEXTS_OF_BERT:
         towers = [tower for name in TOWERS if (tower := _tower(name, kinds, cut)) is not None]
-        _students.write_student(teacher, cut, folder, seed, ARCHITECTURE, towers)
+        _students.write_student(teacher, cut, folder, seed, architecture_of(kinds), towers)
         return
     if cut.init not in ("inherit", "random"):
         raise UsageError(f"init: {cut.init!r} is unknown\n  expected inherit (the teacher's weights) or random")

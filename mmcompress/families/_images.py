@@ -47,9 +47,20 @@ _SQUARE: dict[str, Any] = {
     "image_std": _HALF,
 }
 _VILT = {**_SQUARE, "size": {"shortest_edge": 384}, "resample": 3}
+_CONVNEXT = {
+    **_SQUARE,
+    "size": {"shortest_edge": 384},
+    "resample": 3,
+    "crop_pct": 224 / 256,
+}
+"""A ResNet's processor too; see :func:`_cropped_share`."""
 DEFAULTS: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": _CLIP,
     "CLIPFeatureExtractor": _CLIP,
+    "ChineseCLIPImageProcessor": _CLIP,
+    "ChineseCLIPFeatureExtractor": _CLIP,
+    "ConvNextImageProcessor": _CONVNEXT,
+    "ConvNextFeatureExtractor": _CONVNEXT,
     "SiglipImageProcessor": {**_SQUARE, "resample": 3},
     "ViTImageProcessor": {**_SQUARE, "resample": 2},
     "ViTFeatureExtractor": {**_SQUARE, "resample": 2},
@@ -154,11 +165,15 @@ def resolve_image_settings(values: Mapping[str, Any], where: str) -> ImageSettin
         return bool(defaults.get(name, default) if value is None else value)
 
     normalize = wanted("do_normalize", True)
+    resize = _resize_setting(setting("size"), where) if wanted("do_resize", True) else None
+    crop = _height_width(setting("crop_size"), where) if wanted("do_center_crop", False) else None
+    if "crop_pct" in defaults and resize is not None:
+        resize, crop = _cropped_share(resize, float(setting("crop_pct")), where)
     try:
         return ImageSettings(
-            resize=_resize_setting(setting("size"), where) if wanted("do_resize", True) else None,
+            resize=resize,
             resample=setting("resample"),
-            crop=_height_width(setting("crop_size"), where) if wanted("do_center_crop", False) else None,
+            crop=crop,
             rescale=values.get("rescale_factor", 1 / 255) if wanted("do_rescale", True) else None,
             mean=setting("image_mean") if normalize else None,
             std=setting("image_std") if normalize else None,
@@ -175,6 +190,15 @@ def _resize_setting(size: Any, where: str) -> tuple[int, int] | int:
     if isinstance(size, Mapping) and {k for k, v in size.items() if v is not None} == {"shortest_edge"}:
         return int(size["shortest_edge"])
     return _height_width(size, where)
+
+
+def _cropped_share(
+    resize: tuple[int, int] | int, share: float, where: str
+) -> tuple[tuple[int, int] | int, tuple[int, int] | None]:
+    """ConvNeXt's way: below 384 the shorter edge becomes larger by the share and the middle is cut, else both sides are set."""
+    if not isinstance(resize, int):
+        raise InputError(f"{where}: the size {resize} is not supported here\n  expected shortest_edge alone")
+    return (int(resize / share), (resize, resize)) if resize < 384 else ((resize, resize), None)
 
 
 def _height_width(size: Any, where: str) -> tuple[int, int]:

@@ -60,6 +60,31 @@ def test_pictures_are_those_of_transformers(config: dict, size: tuple[int, int],
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize("edge", [24, 384])
+@pytest.mark.parametrize("size", [(61, 40), (25, 90), (7, 11)])
+def test_pictures_of_a_resnet_are_those_of_transformers(edge: int, size: tuple[int, int]) -> None:
+    from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
+
+    config = {"size": {"shortest_edge": edge}, "crop_pct": 0.875, "image_mean": [0.4, 0.5, 0.6]}
+    theirs = ConvNextImageProcessorPil(**config)(picture("RGB", *size), return_tensors="np")["pixel_values"]
+    encoder = ImageEncoder(resolve_image_settings({"image_processor_type": "ConvNextFeatureExtractor", **config}, "x"))
+    ours = encoder.expand(encoder.compact([picture("RGB", *size)]))
+    assert ours.shape == theirs.shape == (1, 3, edge, edge)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_pictures_of_chinese_clip_are_those_of_transformers() -> None:
+    from transformers.models.chinese_clip.image_processing_pil_chinese_clip import ChineseCLIPImageProcessorPil
+
+    config = {"size": {"height": 20, "width": 20}, "do_center_crop": False}
+    image = picture("RGB", 61, 40)
+    for given in (config, {}):
+        theirs = ChineseCLIPImageProcessorPil(**given)(image, return_tensors="np")["pixel_values"]
+        settings = resolve_image_settings({"image_processor_type": "ChineseCLIPImageProcessor", **given}, "x")
+        encoder = ImageEncoder(settings)
+        np.testing.assert_array_equal(encoder.expand(encoder.compact([image])), theirs)
+
+
 def test_a_crop_larger_than_the_picture_is_padded_as_transformers_does() -> None:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
