@@ -93,8 +93,8 @@ class Encoded:
                     sizes = compact.get(f"{name}_size")
                     # The pictures of a film are all altered alike: what moves in it is what moved.
                     frames = math.prod(array.shape[1:-3])
-                    each = {stream: draw.repeat(frames) for stream, draw in draws.items()}
-                    altered = augment_pictures(array.reshape(-1, *array.shape[-3:]), view.augment, each, sizes)
+                    own = {stream: number.repeat(frames) for stream, number in draws.items()}
+                    altered = augment_pictures(array.reshape(-1, *array.shape[-3:]), view.augment, own, sizes)
                     result[name] = altered.reshape(array.shape)
         masking: Mapping[str, Masking] = getattr(self.processor, "masking", {})
         for name in masking.keys() & compact.keys():

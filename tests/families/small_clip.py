@@ -15,7 +15,9 @@ SIDE, FRAMES = 24, 2
 EASY = f"image_size: {SIDE}, twins: 1, omit: 0.0, clutter: 0.0, unseen: 0.0, inside: 0.0, objects: [2, 2]"
 
 
-def recipe(name: str, family: str, data: str, size: int, steps: int, batch: int, left: float = 0.8) -> str:
+def recipe(
+    name: str, family: str, data: str, size: int, steps: int, batch: int, left: float = 0.8, rate: float = 0.002
+) -> str:
     return f"""\
 version: 1
 name: {name}
@@ -24,7 +26,7 @@ data:
   validation: {{scenes: {{split: validation, size: 64, {data}}}}}
   test: {{scenes: {{split: test, size: 400, {data}}}}}
 stages:
-  - finetune: {{student: {{clip: {family}}}, steps: {steps}, batch_size: {batch}, learning_rate: 0.002}}
+  - finetune: {{student: {{clip: {family}}}, steps: {steps}, batch_size: {batch}, learning_rate: {rate}}}
   - distill: {{student: {{from_teacher: {{text_layers: 1}}}}, steps: 80, batch_size: {batch}}}
   - prune: {{goal: {{macs: {left}}}, samples: 64}}
 quantize: {{calibration_samples: 128}}
@@ -51,7 +53,7 @@ def write_recipe(folder: Path) -> Path:
 def write_films(folder: Path) -> Path:
     write_model(folder, film_vocabulary())
     family, data = f"{{config: config.json, frames: {FRAMES}}}", f"{EASY}, frames: {FRAMES}"
-    (folder / "recipe.yaml").write_text(recipe("clip-films", family, data, 2500, 350, 48, 0.9))
+    (folder / "recipe.yaml").write_text(recipe("clip-films", family, data, 2500, 400, 64, 0.9, 0.001))
     return folder / "recipe.yaml"
 
 
