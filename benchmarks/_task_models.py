@@ -9,7 +9,7 @@ from typing import Any
 
 from _task_data import RATE, read_rows
 
-from mmcompress.data.scenes import answer_vocabulary, question_vocabulary, vocabulary
+from mmcompress.data.scenes import answer_vocabulary, film_vocabulary, question_vocabulary
 from mmcompress.families._texts import write_word_level_tokenizer
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -291,6 +291,21 @@ def grocery_zero_shot(folder: Path) -> None:
 
 
 def scenes_films(folder: Path) -> None:
-    """A CLIP whose pictures are the mean over the frames of a film."""
-    words = sorted({*vocabulary(), *"moves left right up down away still then an object the a towards".split()})
-    write_word_level_tokenizer(words, 40, folder)
+    """A CLIP of 4 layers of 96 and 2 of 96, whose pictures are the mean over the frames of a film; a patch is a cell of the scene."""
+    words = film_vocabulary()
+    write_word_level_tokenizer(words, 32, folder)
+
+    def config(layers: int) -> dict[str, Any]:
+        vision = _vit(48, 16, 96, layers)["config"]
+        text = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 288}
+        ids = {"vocab_size": len(words) + 3, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+        return {
+            "model_type": "clip",
+            "projection_dim": 96,
+            "vision_config": vision,
+            "text_config": {**text, **ids, "max_position_embeddings": 32},
+        }
+
+    _write(folder, "config.json", config(4))
+    _write(folder, "small.json", config(2))
+    _square(folder, 48)
