@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmcompress._page_examples import examples, keep_examples
 from mmcompress._page_html import Html, bullets, details, document, join, section, table, tag
@@ -18,9 +17,8 @@ from mmcompress._page_overview import (
 )
 from mmcompress._page_parts import int8, latency, slices, steps_table, structure
 from mmcompress._page_view import View
-from mmcompress._report_rows import conditions_text
-from mmcompress._report_show import absences
-from mmcompress._report_text import interval, number
+from mmcompress._report_show import ROW_HEAD, absences, row_cells
+from mmcompress._report_text import environment_lines
 from mmcompress.metrics import Row
 
 if TYPE_CHECKING:
@@ -28,8 +26,11 @@ if TYPE_CHECKING:
     from mmcompress.report import Report
 
 FILE = "report.html"
-_MOST_ROWS = 1200
-"""Rows that are listed one by one; all of them are in ``report.json``."""
+_MOST_ROWS, _LETTERS = 1200, 300
+"""Rows that are listed one by one, and letters of a remark; ``report.json`` has all of them."""
+LIMIT = 2_000_000
+"""Bytes that a page may have."""
+_SPARE = 60_000
 _SECTIONS = {
     "verdict": "Verdict",
     "compare": "Comparison",
@@ -57,14 +58,14 @@ def page(report: Report) -> str:
         "structure": structure(view),
         "int8": int8(view),
         "slices": slices(view),
-        "examples": examples(view),
         "rows": _rows(view),
         "environment": _environment(view),
         "recipe": section("recipe", "Recipe", tag("pre", report.recipe.rstrip("\n"), tabindex="0")),
     }
+    parts |= {"verdict": verdict(view), "compare": _headline(view) + side_by_side(view)}
+    room = LIMIT - _SPARE - sum(len(part.encode()) for part in parts.values())
     parts = {
-        "verdict": verdict(view),
-        "compare": Html(_headline(view) + side_by_side(view)),
+        "examples": examples(view, room),
         "notes": _notes(view),  # last, because the other sections add what they could not draw
         **parts,
     }
@@ -115,43 +116,21 @@ def _notes(view: View) -> Html:
     return section("notes", "Notes and what was not measured", *parts)
 
 
+def _row(row: Row) -> list[str]:
+    cells = row_cells(row)
+    return [*cells[:-1], cells[-1] if len(cells[-1]) <= _LETTERS else cells[-1][: _LETTERS - 1] + "…"]
+
+
 def _rows(view: View) -> Html:
     rows = [row for side in view.sides for row in side.model.rows]
     if not rows:
         return Html()
-    head = ["model", "metric", "conditions", "value", "95 % interval", "n", "relative to", "remark"]
-    listed = table(head, (_row(row) for row in rows[:_MOST_ROWS]), class_="words", label="All measurements")
+    listed = table(ROW_HEAD, map(_row, rows[:_MOST_ROWS]), class_="words", label="All measurements")
     left = f"The first {_MOST_ROWS:,}; all are in report.json." if len(rows) > _MOST_ROWS else ""
     note = tag("p", left, class_="note") if left else Html()
     return section("rows", "All measurements", details(f"{len(rows):,} rows", note, listed), steps_table(view))
 
 
-def _row(row: Row) -> list[object]:
-    return [
-        row.name,
-        row.metric,
-        conditions_text(row),
-        number(row.metric, row.value, row.unit, digits=2) if row.value is not None else "-",
-        interval(row),
-        f"{row.n:,}" if row.n else "",
-        row.reference,
-        row.reason if row.status == "measured" else f"{row.status.replace('_', ' ')}: {row.reason}",
-    ]
-
-
 def _environment(view: View) -> Html:
-    facts = join(tag("dt", name) + tag("dd", value) for name, value in _facts(view.report.environment))
-    return section("environment", "Environment", tag("dl", Html(facts), class_="facts")) if facts else Html()
-
-
-def _facts(environment: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for name, value in environment.items():
-        if value is None:
-            told = "not known"
-        elif isinstance(value, Mapping):
-            told = ", ".join(f"{key} {item}" for key, item in value.items())
-        elif isinstance(value, (list, tuple)):
-            told = ", ".join(map(str, value))
-        else:
-            told = number("size_bytes", value, "bytes") if name == "memory_bytes" else str(value)
-        yield name.replace("_", " "), told
+    facts = join(tag("dt", name) + tag("dd", told) for name, told in environment_lines(view.report.environment))
+    return section("environment", "Environment", tag("dl", facts, class_="facts")) if facts else Html()

@@ -144,8 +144,8 @@ def _kept(view: View) -> dict[str, dict[str, Any]]:
 # --- on the page ---------------------------------------------------------------------------------------------------
 
 
-def examples(view: View) -> Html:
-    """How many answers differ, and some of them with what was asked."""
+def examples(view: View, room: int) -> Html:
+    """How many answers differ, and some of them with what was asked; pictures and sounds take ``room`` bytes at most."""
     found = comparisons(view)
     if not found:
         return Html()
@@ -157,7 +157,7 @@ def examples(view: View) -> Html:
         body.append([f"{item.side.label}, {title(item.metric)}", f"{item.n:,}", *told])
     kept, cards = _kept(view), _with_cards(found)
     names = [teacher["id"] for comparison in cards for _, teacher, _ in comparison.shown()]
-    media = Media(sum(1 for name in names for value in kept.get(name, {}).values() if Media.is_sound(value)))
+    media = Media(room, sum(1 for name in names for value in kept.get(name, {}).values() if Media.is_sound(value)))
     parts = [_cards(comparison, kept, media) for comparison in cards]
     return section("examples", "Where teacher and package differ", table(head, body), *parts)
 

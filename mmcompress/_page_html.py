@@ -136,7 +136,7 @@ td .under { display: block; font-size: .76rem; } td .good, td .bad { display: bl
 section > h3:first-child { margin-top: 0; } .tiles:last-child { margin-bottom: 0; } .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem; margin-bottom: .9rem; }
 .tile { border: 1px solid var(--line); border-radius: .5rem; padding: .55rem .7rem; } .tile b { font-size: 1.35rem; display: block; line-height: 1.25; }
 .tile span { font-size: .8rem; color: var(--soft); display: block; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 23.5rem), 1fr)); gap: 1.4rem 1.6rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 23.5rem), 1fr)); gap: 1.4rem 1.6rem; }
 figure { margin: 0; min-width: 0; max-width: 36rem; } figcaption { font-weight: 600; font-size: .92rem; margin-bottom: .3rem; overflow-wrap: anywhere; }
 figcaption small { font-weight: 400; display: block; }
 figure svg { display: block; width: 100%; height: auto; overflow: visible; }

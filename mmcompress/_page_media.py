@@ -15,7 +15,7 @@ from mmcompress._sound import Sound
 from mmcompress.data._page import curve, short, wav
 
 BUDGET = 1_150_000
-"""Characters that all media of a page take together."""
+"""Characters that all media of a page take together at most."""
 SIDE, FRAMES, SECONDS = 224, 8, 12.0
 """Pixels of a picture's longer side, pictures of a film, seconds of a sound that are kept."""
 RATE = 8000
@@ -43,10 +43,10 @@ def preview(value: Any) -> Any:
 class Media:
     """Shows values, and counts what they take: what would make the page too large is named, not shown."""
 
-    def __init__(self, sounds: int) -> None:
-        self.left = BUDGET
+    def __init__(self, room: int, sounds: int) -> None:
+        self.left = min(BUDGET, room)
         bytes_per_second = 2 * RATE * 4 / 3
-        self.seconds = max(_SHORTEST, BUDGET / bytes_per_second / max(sounds, 1))
+        self.seconds = max(_SHORTEST, self.left / bytes_per_second / max(sounds, 1))
 
     @staticmethod
     def is_sound(value: Any) -> bool:

@@ -19,7 +19,7 @@ from mmcompress._page_view import (
     value_text,
 )
 from mmcompress._report_rows import Column, cell
-from mmcompress._report_show import summary
+from mmcompress._report_show import LEGEND, summary
 from mmcompress._report_text import STATUS_WORDS, number, title, verdict_cells
 from mmcompress.metrics import Row
 
@@ -38,7 +38,7 @@ def verdict(view: View) -> Html:
     verdicts = view.report.verdicts
     failed = [note for note in view.report.notes if note.startswith("target failed")]
     kind = "bad" if failed else _CODES[gate.exit_code(verdicts)] if verdicts else ""
-    order = sorted(verdicts, key=lambda item: list(_KIND).index(item.status) == 0)
+    order = sorted(verdicts, key=lambda item: ["failed", "inconclusive", "not_measured", "passed"].index(item.status))
     inner = [
         tag("h2", summary(verdicts)),
         bullets([tag("span", note, class_="bad") for note in failed]) if failed else Html(),
@@ -71,7 +71,7 @@ def _package_tiles(view: View, side: Side) -> Html:
     quality = view.quality[0].metric if view.quality else ""
     for metric, words in (
         (quality, metric_title(quality)),
-        (f"retention.{quality}", f"of the teacher's {metric_title(quality)} is kept"),
+        (f"retention.{quality}", "of the teacher's quality is kept"),
         ("size_ratio", "smaller than the teacher's package"),
     ):
         row = cell(side.model, Column(metric, None, quality=False)) if quality or metric == "size_ratio" else None
@@ -93,12 +93,7 @@ def side_by_side(view: View) -> Html:
     """The teacher against each package; all models below."""
     if not view.sides:
         return section("compare", "Teacher and packages", tag("p", "Nothing was measured."))
-    note = tag(
-        "p",
-        "± is the larger half of the 95 % interval. Retention and drop are relative to the teacher in torch on the same "
-        "examples; speed-ups to the teacher's own FP32 package in the same runtime, timed in turns on the same machine.",
-        class_="note",
-    )
+    note = tag("p", LEGEND, class_="note")
     heading = "Teacher and packages" if view.packages else "All models"
     every = details(f"All {len(view.sides)} models", _compare(view, view.sides))
     more = every if len(view.sides) > len(view.compared) else Html()

@@ -24,10 +24,11 @@ from mmcompress._page_view import (
 )
 from mmcompress._report_rows import Column, cell
 from mmcompress._report_text import number, title
+from mmcompress.metrics import Row
 
 Job = tuple[str, int, str]
 """Request, batch and scope of a time."""
-_BINS, _MOST_JOBS, _MOST_PARTS = 56, 6, 24
+_BINS, _MOST_JOBS, _MOST_PARTS, _MOST_LINES = 56, 6, 24, 150
 _SLICES = {
     "subset": "By slice",
     "damage": "Under damage",
@@ -59,7 +60,7 @@ def latency(view: View) -> Html:
     )
 
 
-def _is_absent_time(row: Any) -> bool:
+def _is_absent_time(row: Row) -> bool:
     return row.metric == "latency_ms_p50" and row.status == "not_runnable_here"
 
 
@@ -215,7 +216,7 @@ def _slices(view: View, metric: str, key: str) -> Iterator[Html]:
             yield _slice_figure(view, metric, key, column, known, found, whole)
 
 
-def _whole(view: View, side: Side, metric: str) -> Any:
+def _whole(view: View, side: Side, metric: str) -> Row | None:
     return cell(side.model, Column(metric, None, quality=True))
 
 
@@ -225,8 +226,8 @@ def _slice_figure(
     key: str,
     column: str,
     parts: Sequence[str],
-    found: Mapping[str, Mapping[str, Any]],
-    whole: Mapping[str, Any],
+    found: Mapping[str, Mapping[str, Row]],
+    whole: Mapping[str, Row | None],
 ) -> Html:
     everything = (
         "all examples" if key in ("subset", "class") else "undamaged" if key == "damage" else "nothing left out"
@@ -236,23 +237,29 @@ def _slice_figure(
         (part.partition("=")[2] if column else part, {label: rows.get(part) for label, rows in found.items()})
         for part in parts
     ]
-    drawn_rows, body = [], []
-    for name, rows in entries:
+    drawn_rows: list[tuple[str, list[Dot]]] = []
+    body: list[list[str]] = []
+    for name, rows in entries[:_MOST_LINES]:
         some = [(side, rows.get(side.label)) for side in view.compared]
         if len(drawn_rows) < _MOST_PARTS:
-            drawn_rows.append((name, [_dot(side, row) for side, row in some if measured(row) is not None]))
+            drawn_rows.append(
+                (name, [_dot(side, row) for side, row in some if row is not None and measured(row) is not None])
+            )
         body.append([name, *(f"{value_text(row)} {interval_text(row)}".rstrip() for _, row in some)])
-    first = next(row for _, rows in entries for row in rows.values() if measured(row) is not None)
+    first = next(row for _, rows in entries for row in rows.values() if row is not None and measured(row) is not None)
     words = metric_title(metric, higher_is_better=first.higher_is_better)
     caption = Html(tag("span", words) + (tag("small", f"by {column}") if column else ""))
     names = ", ".join(side.label for side in view.compared)
-    described = f"{words} of {names}, {len(body)} lines: " + "; ".join(f"{b[0]}: {', '.join(b[1:])}" for b in body[:8])
-    left = f"{len(body) - len(drawn_rows)} more in the numbers" if len(body) > len(drawn_rows) else ""
+    described = f"{words} of {names}, {len(entries)} lines: " + "; ".join(
+        f"{b[0]}: {', '.join(b[1:])}" for b in body[:8]
+    )
+    left = f"{len(drawn_rows)} of {len(entries)} are drawn." if len(entries) > len(drawn_rows) else ""
     drawn = dots(drawn_rows, axis_text(metric, first.unit), described)
     return figure(caption, drawn, ["part", *(side.label for side in view.compared)], body, left)
 
 
-def _dot(side: Side, row: Any) -> Dot:
+def _dot(side: Side, row: Row) -> Dot:
+    assert row.value is not None
     return Dot(row.value, side.colour, side.shape, row.ci95, f"{side.label}: {value_text(row)} {interval_text(row)}")
 
 

@@ -255,16 +255,16 @@ def ridges(spreads: Sequence[Spread], low: float, high: float, axis: Text, descr
             ]
         outline.append((x.end, base))
         parts += [
-            f'<g class="m{spread.colour % COLOURS}">',
+            Html(f'<g class="m{spread.colour % COLOURS}">'),
             path(outline, "f area", closed=True),
             line(x(spread.p50), base, x(spread.p50), base - tall - 2, "k2"),
             line(x(spread.p90), base, x(spread.p90), base - tall - 2, "k dash"),
-            "</g>",
+            Html("</g>"),
             line(x.start, base, x.end, base, "axis"),
             text(2, base - tall - 6, shortened(spread.label, WIDTH - text_width(spread.remark, 11) - 12), "halo"),
             text(WIDTH - 2, base - tall - 6, spread.remark, "halo s e"),
         ]
-    return drawing(height, description, map(Html, parts))
+    return drawing(height, description, parts)
 
 
 def shares(rows: Sequence[Share], description: str, *, compact: bool = False) -> Html:

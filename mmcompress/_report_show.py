@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from mmcompress import gate
 from mmcompress._report_rows import Column, Model, cell, columns, conditions_text, models
-from mmcompress._report_text import STATUS_WORDS, escape_markdown, interval, number, short, title, verdict_line
+from mmcompress._report_text import (
+    STATUS_WORDS,
+    environment_lines,
+    escape_markdown,
+    interval,
+    number,
+    short,
+    title,
+    verdict_line,
+)
 from mmcompress.metrics import Row
 
 if TYPE_CHECKING:
@@ -15,10 +24,11 @@ if TYPE_CHECKING:
 
     from mmcompress.report import Report
 
-_LEGEND = (
+LEGEND = (
     "± is the larger half of the 95 % interval. Retention and drop are relative to the teacher in torch on the same "
     "examples; speed-ups to the teacher's own FP32 package in the same runtime, timed in turns on the same machine."
 )
+"""What the numbers of an overview mean."""
 _STYLES = {"passed": "green", "failed": "bold red", "inconclusive": "yellow", "not_measured": "yellow"}
 
 
@@ -63,44 +73,35 @@ def markdown(report: Report) -> str:
     if report.verdicts:
         lines += [gate.markdown(report.verdicts)]
     lines += ["## Side by side", ""]
-    lines += [*_table(*_side_by_side(models(report.rows), columns(report.rows))), "", _LEGEND, ""]
+    lines += [*_table(*_side_by_side(models(report.rows), columns(report.rows))), "", LEGEND, ""]
     for heading, notes in (("Not measured", absences(report.rows)), ("Notes", report.notes)):
         if notes:
             lines += [f"## {heading}", "", *(f"- {escape_markdown(note)}" for note in notes), ""]
-    lines += ["## All measurements", "", *_all_rows(report.rows), ""]
-    lines += ["## Environment", "", *_environment(report.environment), ""]
+    rows = [row_cells(row) for model in models(report.rows) for row in model.rows]
+    lines += ["## All measurements", "", *_table(ROW_HEAD, rows), ""]
+    facts = [
+        f"- {escape_markdown(name)}: {escape_markdown(told)}" for name, told in environment_lines(report.environment)
+    ]
+    lines += ["## Environment", "", *facts, ""]
     lines += ["## Recipe", "", *_fenced(report.recipe), ""]
     return "\n".join(lines)
 
 
-def _all_rows(rows: Sequence[Row]) -> Iterator[str]:
-    head = ["model", "metric", "conditions", "value", "95 % interval", "n", "relative to", "remark"]
-    body = [
-        [
-            row.name,
-            row.metric,
-            conditions_text(row),
-            number(row.metric, row.value, row.unit, digits=2) if row.value is not None else "-",
-            interval(row),
-            f"{row.n:,}" if row.n else "",
-            row.reference,
-            row.reason if row.status == "measured" else f"{row.status.replace('_', ' ')}: {row.reason}",
-        ]
-        for model in models(rows)
-        for row in model.rows
+ROW_HEAD = ("model", "metric", "conditions", "value", "95 % interval", "n", "relative to", "remark")
+
+
+def row_cells(row: Row) -> list[str]:
+    """One measurement with all that is known of it, under :data:`ROW_HEAD`."""
+    return [
+        row.name,
+        row.metric,
+        conditions_text(row),
+        number(row.metric, row.value, row.unit, digits=2) if row.value is not None else "-",
+        interval(row),
+        f"{row.n:,}" if row.n else "",
+        row.reference,
+        row.reason if row.status == "measured" else f"{row.status.replace('_', ' ')}: {row.reason}",
     ]
-    return _table(head, body)
-
-
-def _environment(environment: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in environment.items():
-        if value is None:
-            value = "not known"
-        elif isinstance(value, Mapping):
-            value = ", ".join(f"{key} {item}" for key, item in value.items())
-        elif isinstance(value, (list, tuple)):
-            value = ", ".join(map(str, value))
-        yield f"- {escape_markdown(name.replace('_', ' '))}: {escape_markdown(str(value))}"
 
 
 def _fenced(text: str) -> list[str]:

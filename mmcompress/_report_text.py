@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from mmcompress.metrics import Row
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 _SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _TITLES = {
     "mrr": "mean reciprocal rank",
+    "wer": "word error rate",
+    "cer": "character error rate",
+    "cider": "CIDEr",
+    "vqa_accuracy": "VQA accuracy",
     "zero_shot_top1": "zero-shot top-1",
     "macs": "MACs",
     "size_bytes": "size",
@@ -97,6 +102,20 @@ def interval(row: Row) -> str:
         return "exact"
     low, high = (number(row.metric, end, row.unit, digits=2) for end in row.ci95)
     return f"{low} to {high}"
+
+
+def environment_lines(environment: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Facts of a machine and what is known of them."""
+    for name, value in environment.items():
+        if value is None:
+            told = "not known"
+        elif isinstance(value, Mapping):
+            told = ", ".join(f"{key} {item}" for key, item in value.items())
+        elif isinstance(value, (list, tuple)):
+            told = ", ".join(map(str, value))
+        else:
+            told = number(name, value, "bytes") if name == "memory_bytes" else str(value)
+        yield name.replace("_", " "), told
 
 
 # --- verdicts ------------------------------------------------------------------------------------------------------
