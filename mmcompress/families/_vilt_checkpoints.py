@@ -36,7 +36,6 @@ TOWERS = (
     ),
 )
 _KINDS = "vilt.embeddings.token_type_embeddings.weight"
-_OF_OTHER_TASKS = "head_of_another_task."
 _OLD_NAMES = {r"^mlm_score\.bias$": "mlm_score.decoder.bias"}
 """Older versions of transformers held the words' bias beside their layer too."""
 
@@ -44,15 +43,14 @@ _OLD_NAMES = {r"^mlm_score\.bias$": "mlm_score.decoder.bias"}
 def architecture(family: Vilt) -> _transformers.Architecture:
     """The class of the family's task; its head may be missing where a new one is wanted."""
     new = family.head == "new"
-    heads = {rf"^{head[:-1]}\.": _OF_OTHER_TASKS for head in set(HEADS.values())}
     return _transformers.Architecture(
         "vilt",
         {"vilt": CLASSES[family.task]},
         (*PREPROCESSOR_FILES, *TOKENIZER_FILES),
         check=lambda folder, model: check(family, folder, model),
         new=(HEADS[family.task],) if new else (),
-        dropped=(_OF_OTHER_TASKS,) if new else (),
-        renamed=heads if new else _OLD_NAMES,
+        dropped=tuple(HEADS.values()) if new else (),
+        renamed=_OLD_NAMES,
         attention=("eager",),
     )
 
@@ -67,7 +65,8 @@ def write_checkpoint(family: Vilt, folder: Path, seed: int) -> None:
     if family.head == "new" and family.task == "nlvr":
         changes["num_images"] = family.images
     _transformers.write_model(family, architecture(family), folder, seed, changes)
-    if family.head == "new" and len(family.pictures) > 1:
+    if family.head == "new":
+        _renew_head(family, folder, seed)
         _add_picture_kinds(folder, len(family.pictures))
 
 
@@ -84,6 +83,13 @@ def read_labels(file: Path) -> list[str]:
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"{file}: {twice!r} stands twice")
     return names
+
+
+def _renew_head(family: Vilt, folder: Path, seed: int) -> None:
+    """Start the head at random, also where the checkpoint's own has its shape: that one is of other classes."""
+    fresh = _transformers.build(folder, architecture(family), seed=seed).state_dict()
+    head = {name: tensor for name, tensor in fresh.items() if name.startswith(HEADS[family.task])}
+    write_weights({**read_weights(folder), **head}, folder)
 
 
 def _add_picture_kinds(folder: Path, pictures: int) -> None:
