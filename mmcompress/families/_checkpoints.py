@@ -19,7 +19,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _HARMLESS = (".position_ids",)
-"""Ends of names that old checkpoints hold and that follow from the shapes."""
+"""Ends of names that checkpoints may hold, and that follow from the shapes."""
 
 
 def source_folder(family: Family) -> Path:
@@ -111,7 +111,11 @@ def load_strictly(model: torch.nn.Module, weights: Mapping[str, Tensor], where: 
     """
     own = model.state_dict(keep_vars=True)
     loaded = {own[name].data_ptr() for name in weights if name in own}
-    missing = [name for name, tensor in own.items() if name not in weights and tensor.data_ptr() not in loaded]
+    missing = [
+        name
+        for name, tensor in own.items()
+        if name not in weights and tensor.data_ptr() not in loaded and not name.endswith(_HARMLESS)
+    ]
     unexpected = [name for name in weights if name not in own]
     shapes = [
         f"{name} is {list(tensor.shape)}, the model has {list(own[name].shape)}"
