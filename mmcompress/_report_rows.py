@@ -22,7 +22,7 @@ USUAL: Mapping[str, Any] = {
 """Conditions that are meant where no others are named; besides, the main request and the smallest batch."""
 _DERIVED = ("retention.", "drop.", "speedup.", "speedup_torch.")
 _COSTS = ("macs", "parameters", "size_bytes", "package_bytes", "size_ratio", "peak_memory_bytes")
-_TIMES = ("latency_ms_", "throughput_per_s")
+_TIMES = ("latency_ms_", "throughput_per_s", "real_time_factor")
 
 
 def choose(rows: Sequence[Row], conditions: Mapping[str, str], request: str | None) -> list[Row]:

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from mmcompress._probe import raw_values, read_probe
+from mmcompress._sound import read_sound
 from mmcompress.errors import InputError
 from mmcompress.metrics import Bench, Measured, Metric, Row, Subject
 from mmcompress.metrics._exact import float_package_of
@@ -32,6 +33,7 @@ from mmcompress.metrics._timing import Block, Job, Plan, time_sides, write_input
 INPUTS = 64
 QUANTILES = {"latency_ms_p50": 0.5, "latency_ms_p90": 0.9, "latency_ms_p99": 0.99}
 P50 = "latency_ms_p50"
+REAL_TIME = "real_time_factor"
 SCOPES = ("engine", "end_to_end")
 
 
@@ -39,7 +41,9 @@ class Latency(Metric):
     """Milliseconds per call of packages, and of the teacher in torch, in fresh processes that take turns.
 
     ``engine`` is the time inside the runtime, ``end_to_end`` is preprocessing and answer. All sides run the same 64
-    inputs. Processes, and the blocks of calls in them, are the sampling units of the intervals.
+    inputs. Processes, and the blocks of calls in them, are the sampling units of the intervals. Of requests that take
+    sounds ``real_time_factor`` is the seconds of computing per second of sound, in the mean; a sequence has the request's
+    fixed number of tokens there too.
     """
 
     batch: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field((1,), min_length=1)
@@ -55,8 +59,8 @@ class Latency(Metric):
     """After this time no further processes start, once three have run; the rows say so, and their intervals are wider."""
 
     def gives(self) -> frozenset[str]:
-        """Percentiles, speed-ups, and throughput for batches."""
-        names = {*QUANTILES, f"speedup.{P50}", f"speedup_torch.{P50}"}
+        """Percentiles, speed-ups, throughput for batches, and the real-time factor where there are sounds."""
+        names = {*QUANTILES, f"speedup.{P50}", f"speedup_torch.{P50}", REAL_TIME}
         return frozenset(names | {"throughput_per_s"} if max(self.batch) > 1 else names)
 
     def measure(self, subjects: Sequence[Subject], bench: Bench) -> Measured:
@@ -75,14 +79,16 @@ class Latency(Metric):
         per_process = self.seconds / (self.processes * len(jobs) * self.block_seconds * 1.25)
         plan = Plan(self.processes, max(1, round(per_process / 2)), self.block_seconds, bench.seed, self.limit_seconds)
         with tempfile.TemporaryDirectory(prefix="mmcompress-timing-") as folder:
-            write_inputs(raw_inputs(sides, bench, needed), Path(folder))
+            inputs = raw_inputs(sides, bench, needed)
+            write_inputs(inputs, Path(folder))
             requests = {name: inputs_of[name] for name in asked}
             blocks, absent = time_sides(sides, jobs, Path(folder), requests, bench.threads, plan, bench.progress)
+        sounds = {name: _seconds(inputs, inputs_of[name]) for name in asked}
         rows = [
             row
             for job in jobs
             for scope in SCOPES
-            for row in _rows(sides, [b for b in blocks if b.job == job], absent, job, scope, bench)
+            for row in _rows(sides, [b for b in blocks if b.job == job], absent, job, scope, bench, sounds[job.request])
         ]
         done = len({block.process for block in blocks})
         if blocks and done < self.processes:
@@ -107,6 +113,14 @@ def raw_inputs(sides: Sequence[Subject], bench: Bench, names: Sequence[str]) -> 
     return raw_values([bench.test[int(position)] for position in positions], names)
 
 
+def _seconds(inputs: Mapping[str, Sequence[Any]], names: Sequence[str]) -> float | None:
+    """The mean length of the sounds among a request's inputs; None where it takes none."""
+    if "audio" not in names:
+        return None
+    sounds = [value for value in inputs["audio"] if value is not None]
+    return float(np.mean([read_sound(value).seconds for value in sounds])) if sounds else None
+
+
 def _rows(
     sides: Sequence[Subject],
     blocks: Sequence[Block],
@@ -114,8 +128,12 @@ def _rows(
     job: Job,
     scope: str,
     bench: Bench,
+    sound: float | None,
 ) -> list[Row]:
-    """Rows of one request, batch size and scope. All sides share the drawn processes and blocks."""
+    """Rows of one request, batch size and scope. All sides share the drawn processes and blocks.
+
+    ``sound`` is how many seconds of sound there are per example, None where the request takes none.
+    """
     conditions = {"batch": job.batch, "threads": bench.threads, "request": job.request, "scope": scope}
     runs = [side for side in sides if side.name not in absent]
     calls = {side.name: _calls([b for b in blocks if b.side == side.name], scope) for side in runs}
@@ -143,6 +161,11 @@ def _rows(
             mean, means = block_means(calls[side.name], weights)
             rate = _estimate(job.batch * 1000 / mean, job.batch * 1000 / means, processes, counts[side.name])
             rows.append(_row(side, "throughput_per_s", conditions, rate, processes=processes))
+        if sound is not None:
+            mean, means = block_means(calls[side.name], weights)
+            per_sound = 1000 * job.batch * sound
+            factor = _estimate(mean / per_sound, means / per_sound, processes, counts[side.name])
+            rows.append(_row(side, REAL_TIME, conditions, factor, processes=processes))
     return rows + _speedups(sides, calls, weights, conditions, processes)
 
 
@@ -201,7 +224,7 @@ def _row(
 ) -> Row:
     """A row; one process alone gives a value without an interval, which proves nothing."""
     alone = found is not None and processes < 2
-    unit = {"throughput_per_s": "1/s"}.get(metric, "ratio" if "speedup" in metric else "ms")
+    unit = {"throughput_per_s": "1/s", REAL_TIME: "s/s"}.get(metric, "ratio" if "speedup" in metric else "ms")
     return Row(
         artifact=side.artifact,
         name=side.name,
@@ -212,7 +235,7 @@ def _row(
         conditions=conditions,
         value=found.value if found else None,
         unit=unit,
-        higher_is_better=unit != "ms",
+        higher_is_better=unit not in ("ms", "s/s"),
         status="too_few_samples" if alone else status,
         reason="an interval needs at least two processes" if alone else reason,
         n=found.n if found else 0,
