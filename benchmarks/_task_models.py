@@ -83,7 +83,7 @@ def digit_strings(folder: Path) -> None:
 
 
 def digit_strings_ctc(folder: Path) -> None:
-    """A Wav2Vec2 of 4 layers of 96 over frames of 20 ms, which spells."""
+    """A Wav2Vec2 of 3 layers of 96 over frames of 20 ms, which spells."""
     from mmcompress.families._characters import BLANK, DELIMITER, write_characters
 
     tokens = (BLANK, DELIMITER, *sorted({letter for word in DIGITS for letter in word}))
@@ -93,12 +93,12 @@ def digit_strings_ctc(folder: Path) -> None:
         "vocab_size": len(tokens),
         "pad_token_id": 0,
         "hidden_size": 96,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "intermediate_size": 288,
-        "conv_dim": [32, 64, 96],
-        "conv_kernel": [10, 8, 8],
-        "conv_stride": [5, 8, 4],
+        "conv_dim": [32, 48, 64],
+        "conv_kernel": [20, 8, 8],
+        "conv_stride": [10, 4, 4],
         "conv_bias": True,
         "feat_extract_norm": "layer",
         "do_stable_layer_norm": False,
@@ -213,12 +213,12 @@ def _vilt_pictures(folder: Path, shorter: int) -> None:
 
 
 def scenes_vqa(folder: Path) -> None:
-    """A ViLT of 5 layers of 128."""
+    """A ViLT of 5 layers of 128; a patch is a cell of the scene."""
     size = _bert_tokenizer(question_vocabulary(), 24, folder)
-    config = _vilt(answer_vocabulary(), size, image_size=48, max_position_embeddings=24)
+    config = _vilt(answer_vocabulary(), size, image_size=24, max_position_embeddings=24)
     _write(folder, "config.json", config)
     _write(folder, "small.json", {**config, "num_hidden_layers": 3})
-    _vilt_pictures(folder, 48)
+    _vilt_pictures(folder, 24)
 
 
 def nlvr(folder: Path) -> None:
