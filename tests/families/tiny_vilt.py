@@ -7,6 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
+from tiny_clip import shake
+
+from mmcompress.families._vilt_model import INPUTS
+from mmcompress.families.vilt import Vilt
+
 WORDS = ("what", "color", "is", "the", "red", "blue", "green", "star", "ring", "left", "of", "a", "yes", "no")
 ANSWERS = ("yes", "no", "red", "blue", "2", "t shirt")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -71,3 +79,47 @@ def write_config_folder(folder: Path, config: dict[str, Any], words: Iterable[st
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor(config["image_size"], 8)))
     return folder
+
+
+SIZES = ((40, 60), (33, 100), (100, 33), (32, 32), (50, 20), (1, 1), (64, 48))
+TEXTS = (
+    "what color is the star",
+    "is the ring red",
+    "what",
+    "is a star left of the ring yes no",
+    "red",
+    "blue",
+    "no no",
+)
+
+
+def pictures(seed: int = 0) -> list[Image.Image]:
+    noise = np.random.default_rng(seed)
+    return [Image.fromarray(noise.integers(0, 255, (*size, 3), dtype=np.uint8)) for size in SIZES]
+
+
+def small(folder: Path, task: str = "vqa", seed: int = 0, classes: Any = ANSWERS, **fields: Any) -> tuple[Vilt, Path]:
+    """A family with a model folder whose weights all show in its outputs."""
+    source = write_config_folder(folder / "source", vilt_config(classes, **fields))
+    written = Vilt.model_validate({"config": source / "config.json", "task": task})
+    written.write(folder / "written", seed)
+    model = written.load(folder / "written")
+    shake(model, seed)
+    written.save(model, folder / "written", folder / "model")
+    return Vilt.model_validate({"path": folder / "model", "task": task}), folder / "model"
+
+
+def theirs(images: list[Image.Image]) -> dict[str, torch.Tensor]:
+    """What transformers' own processor makes of pictures."""
+    from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
+
+    settings = {name: value for name, value in preprocessor(32, 8).items() if name != "image_processor_type"}
+    return dict(ViltImageProcessorPil(**settings)(images, return_tensors="pt"))
+
+
+def tensors(feeds: dict[str, np.ndarray], names: tuple[str, ...] = INPUTS) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(feeds[name]) for name in names}
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
