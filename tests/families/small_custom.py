@@ -32,13 +32,13 @@ PAIR = """\
 version: 1
 name: custom-embed
 data:
-  train: {scenes: {split: train, size: 2000, WORLD}}
+  train: {scenes: {split: train, size: 3000, WORLD}}
   validation: {scenes: {split: validation, size: 64, WORLD}}
   test: {scenes: {split: test, size: 400, WORLD}}
 stages:
-  - finetune: {student: {custom: {config: config.json}}, steps: 400, batch_size: 64, learning_rate: 0.003}
+  - finetune: {student: {custom: {config: config.json}}, steps: 600, batch_size: 64, learning_rate: 0.003}
   - distill: {student: {from_teacher: {}}, steps: 40, batch_size: 64}
-  - prune: {goal: {macs: 0.8}, samples: 64}
+  - prune: {goal: {macs: 0.9}, samples: 256}
 quantize: {calibration_samples: 128}
 targets: [onnxruntime]
 measure: {metrics: [recall_at_k: {k: [1], gallery_size: GALLERY}, parameters, size], threads: 1}
