@@ -30,7 +30,8 @@ _MOST_ROWS, _LETTERS = 1200, 300
 """Rows that are listed one by one, and letters of a remark; ``report.json`` has all of them."""
 LIMIT = 2_000_000
 """Bytes that a page may have."""
-_SPARE = 60_000
+_FRAME = 30_000
+"""Of which head, style and notes take at most so many."""
 _SECTIONS = {
     "verdict": "Verdict",
     "compare": "Comparison",
@@ -63,12 +64,12 @@ def page(report: Report) -> str:
         "recipe": section("recipe", "Recipe", tag("pre", report.recipe.rstrip("\n"), tabindex="0")),
     }
     parts |= {"verdict": verdict(view), "compare": _headline(view) + side_by_side(view)}
-    room = LIMIT - _SPARE - sum(len(part.encode()) for part in parts.values())
-    parts = {
-        "examples": examples(view, room),
-        "notes": _notes(view),  # last, because the other sections add what they could not draw
-        **parts,
-    }
+    parts |= {"examples": Html(), "notes": Html()}
+    room = LIMIT - _FRAME - sum(len(part.encode()) for part in parts.values())
+    parts["examples"] = examples(view, room)
+    if (over := len(parts["examples"].encode()) - room) > 0:  # by its words, which pictures and sounds make room for
+        parts["examples"] = examples(view, room - over)
+    parts["notes"] = _notes(view)  # last, because the other sections add what they could not draw
     links = [tag("a", name, href=f"#{key}") for key, name in _SECTIONS.items() if parts[key]]
     folder = report.folder.name if report.folder is not None else ""
     head = tag("header", tag("h1", report.title), tag("p", folder, class_="soft"), tag("nav", *links))

@@ -29,6 +29,8 @@ from mmcompress.metrics import Row
 Job = tuple[str, int, str]
 """Request, batch and scope of a time."""
 _BINS, _MOST_JOBS, _MOST_PARTS, _MOST_LINES = 56, 6, 24, 150
+_MORE = 12
+"""Figures that are folded away; what goes beyond them is in the rows alone, so that the page stays small."""
 _SLICES = {
     "subset": "By slice",
     "damage": "Under damage",
@@ -52,12 +54,15 @@ def latency(view: View) -> Html:
     notes = join(tag("p", f"{name} was not timed: {reason}", class_="note") for name, reason in absent.items())
     if not figures:
         return section("latency", "Latency", notes)
-    rest = [_latency(job, calls[job]) for job in order[_MOST_JOBS:]]
-    more = details(f"{len(rest)} more", tag("div", *rest, class_="figures")) if rest else Html()
+    more = _more([_latency(job, calls[job]) for job in order[_MOST_JOBS : _MOST_JOBS + _MORE]])
     note = "All timed calls of all processes, on a logarithmic axis that leaves out the slowest per cent."
     return section(
         "latency", "Latency", tag("p", note, class_="note"), tag("div", *figures, class_="figures"), more, notes
     )
+
+
+def _more(figures: Sequence[Html]) -> Html:
+    return details(f"{len(figures)} more", tag("div", *figures, class_="figures")) if figures else Html()
 
 
 def _is_absent_time(row: Row) -> bool:
@@ -188,8 +193,7 @@ def slices(view: View) -> Html:
         figures = [drawn for metric in _metrics_with(view, key) for drawn in _slices(view, metric, key)]
         if figures:
             shown = tag("div", *figures[:_MOST_JOBS], class_="figures")
-            rest = figures[_MOST_JOBS:]
-            more = details(f"{len(rest)} more", tag("div", *rest, class_="figures")) if rest else Html()
+            more = _more(figures[_MOST_JOBS : _MOST_JOBS + _MORE])
             parts.append(tag("h3", heading) + shown + more)
     body = Html(legend(view.compared) + join(parts)) if parts else Html()
     return section("slices", "Slices, damage and classes", body)

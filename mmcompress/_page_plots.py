@@ -247,16 +247,11 @@ def ridges(spreads: Sequence[Spread], low: float, high: float, axis: Text, descr
     for index, spread in enumerate(spreads):
         base = pitch * index + 48
         step = (x.end - x.start) / len(spread.density)
-        outline = [(x.start, base)]
-        for place, share in enumerate(spread.density):
-            outline += [
-                (x.start + place * step, base - share * tall),
-                (x.start + (place + 1) * step, base - share * tall),
-            ]
-        outline.append((x.end, base))
+        heights = [base - share * tall for share in spread.density]
+        outline = "".join(f"V{top:.1f}H{x.start + (place + 1) * step:.1f}" for place, top in enumerate(heights))
         parts += [
             Html(f'<g class="m{spread.colour % COLOURS}">'),
-            path(outline, "f area", closed=True),
+            Html(f'<path d="M{x.start:g} {base:g}{outline}V{base:g}Z" class="f area"/>'),
             line(x(spread.p50), base, x(spread.p50), base - tall - 2, "k2"),
             line(x(spread.p90), base, x(spread.p90), base - tall - 2, "k dash"),
             Html("</g>"),

@@ -88,10 +88,10 @@ def text(x: float, y: float, words: object, class_: str = "") -> Html:
     return Html(f'<text x="{x:.1f}" y="{y:.1f}" class="{class_}">{escape(words)}</text>')
 
 
-def path(points: Sequence[tuple[float, float]], class_: str, *, closed: bool = False) -> Html:
+def path(points: Sequence[tuple[float, float]], class_: str) -> Html:
     """Lines from point to point."""
     where = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    return Html(f'<path d="M{where}{"Z" if closed else ""}" class="{class_}"/>')
+    return Html(f'<path d="M{where}" class="{class_}"/>')
 
 
 def mark(shape: str, x: float, y: float, colour: int, title: str = "", size: float = 5.0) -> Html:

@@ -52,6 +52,8 @@ class View:
     report: Report
     problems: list[str] = field(default_factory=list)
     """What could not be shown, and why."""
+    read: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Samples that were read already."""
 
     @cached_property
     def sides(self) -> list[Side]:
@@ -105,13 +107,13 @@ class View:
         """Raw samples; none, and a note on the page, where their file is missing or was changed."""
         from mmcompress.report import read_samples
 
-        if not name:
-            return []
-        try:
-            return read_samples(self.report, name)
-        except InputError as error:
-            self.problems.append(f"not drawn: samples {name}: {error}")
-            return []
+        if name and name not in self.read:
+            try:
+                self.read[name] = read_samples(self.report, name)
+            except InputError as error:
+                self.problems.append(f"not drawn: samples {name}: {error}")
+                self.read[name] = []
+        return self.read.get(name, [])
 
 
 def measured(row: Row | None) -> float | None:

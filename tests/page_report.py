@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,44 @@ PACKAGE = ("onnxruntime int8", "package", "onnxruntime")
 ELSEWHERE = (f"openvino {EVIL}", "package", "openvino")
 MODELS = (TEACHER, FLOAT, PLAIN, STUDENT, PACKAGE)
 EXAMPLES = 40
+LIMIT = 2_000_000
+VOID = {"meta", "link", "img", "br", "input"}
+
+
+class Read(HTMLParser):
+    """Collects elements, text, addresses, and what is wrong in how elements are nested."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.problems: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.problems.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, name: str) -> list[dict[str, str]]:
+        return [attributes for tag, attributes in self.tags if tag == name]
 
 
 def row(who: tuple[str, Any, str], metric: str, value: float | None, unit: str = "ratio", **changes: Any) -> Row:

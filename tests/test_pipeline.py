@@ -16,6 +16,7 @@ from mmcompress.pipeline import Planner
 from mmcompress.recipe import load_recipe
 from mmcompress.report import load_report
 from mmcompress.store import Store
+from tests.page_report import LIMIT, Read
 from tests.small_recipe import RECIPE, write_project
 
 
@@ -49,6 +50,24 @@ def test_a_run_leaves_a_report_its_recipe_its_samples_and_a_package(project: Pat
     assert first.exit_code == 0 and [verdict.holds for verdict in report.verdicts] == [True]
     assert (first.folder / "report.md").is_file() and (first.folder / "recipe.yaml").is_file()
     assert any((first.folder / "samples").iterdir())
+
+
+def test_a_run_leaves_a_page_with_its_stages_and_pictures(first: runs.Outcome) -> None:
+    ran = first.folder
+    found = Read((ran / "report.html").read_text(encoding="utf-8"))
+    assert not found.problems and (ran / "report.html").stat().st_size < LIMIT
+    assert "Passed: of 1 demands 1 passed." in found.text
+    labels = " ".join(a["aria-label"] for a in found.all("svg") if "aria-label" in a)
+    facts = {step["name"]: step["facts"] for step in json.loads((ran / "report.json").read_text())["steps"]}
+    for name, cut in facts["prune"]["blocks"].items():
+        ((what, (before, after)),) = cut.items()
+        assert f"{name} {before} → {after} {what}" in labels
+    products = facts["onnxruntime quantize (prune)"]["graphs"]["vision_model"]
+    assert (
+        f"vision_model {len(products['int8'])} of {len(products['int8']) + len(products['float'])} products" in labels
+    )
+    assert found.all("article") and len(found.all("img")) >= len(found.all("article"))
+    assert list((ran / "examples").glob("*.png"))
 
 
 def test_the_resolved_recipe_builds_nothing_new(first: runs.Outcome, project: Path) -> None:
