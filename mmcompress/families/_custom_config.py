@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -36,7 +36,7 @@ from mmcompress.families._inputs import (
     mistakes,
 )
 
-MODEL_TYPE = "mmcompress-custom"
+MODEL_TYPE: Final = "mmcompress-custom"
 EMBEDDED = {"picture": ("embed_image", "vision"), "text": ("embed_text", "text"), "sound": ("embed_audio", "audio")}
 """Kinds of inputs that can be embedded: the request, and the part that outputs are named by."""
 
