@@ -108,10 +108,9 @@ def transcribe(run: Run, feeds: Feeds, beams: int, length: int | None) -> NDArra
     Where the model has to tell the language, it is the likeliest after the start token, chunk by chunk. ``length``
     forces so many tokens per chunk, at most as many as the model has places for.
     """
-    lists = {name: tuple(feeds[name][0].tolist()) for name in _LISTS}
-    languages = lists.pop("languages")
+    languages, end, suppress, suppress_first = (tuple(feeds[name][0].tolist()) for name in _LISTS)
     max_tokens, room = feeds["limits"][0].tolist()
-    decoding = Decoding(max_tokens=max_tokens, beams=beams, **lists)
+    decoding = Decoding(end, max_tokens, beams, suppress=suppress, suppress_first=suppress_first)
     owners = np.repeat(np.arange(len(feeds["chunks"])), feeds["chunks"])
     rows: list[list[int]] = [[] for _ in feeds["chunks"]]
     for start in range(0, len(owners), MOST_CHUNKS):
