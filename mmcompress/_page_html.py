@@ -154,10 +154,10 @@ article { border: 1px solid var(--line); border-radius: .5rem; padding: .7rem; m
 article h4 { font: .74rem ui-monospace, monospace; color: var(--soft); margin: 0 0 .4rem; } dl { margin: 0; } article dt { font-size: .74rem; color: var(--soft); } article dd { margin: 0 0 .35rem; }
 article img { max-width: 100%; min-width: 5rem; max-height: 12rem; image-rendering: auto; border-radius: .3rem; background: var(--line); display: block; } article img.tiny { image-rendering: pixelated; min-width: 9rem; }
 .film { display: flex; gap: 2px; overflow-x: auto; } .film img { min-width: 4rem; } audio { width: 100%; display: block; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem; border-top: 1px solid var(--line); padding-top: .4rem; } article .pair img { min-width: 0; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem; border-top: 1px solid var(--line); padding-top: .4rem; } article .pair img { min-width: 0; } article .pair img.tiny { width: 100%; max-width: 7rem; }
 article svg { width: 100%; height: 4rem; } polyline { fill: none; stroke: currentColor; }
 pre { margin: 0; padding: .8rem; background: var(--back); border-radius: .5rem; overflow-x: auto; font: .8rem/1.45 ui-monospace, Menlo, Consolas, monospace; }
 .facts { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .2rem 1rem; font-size: .88rem; } .facts dt { color: var(--soft); } .facts dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { header, main, footer { padding-left: .6rem; padding-right: .6rem; } section { padding: .8rem; } h1 { font-size: 1.35rem; } th[scope=row] { white-space: normal; min-width: 6.5rem; max-width: 9rem; overflow-wrap: anywhere; } th, td { padding: .34rem .45rem; } .facts { grid-template-columns: 1fr; } .facts dd { margin-bottom: .4rem; } }
+@media (max-width: 40rem) { header, main, footer { padding-left: .6rem; padding-right: .6rem; } section { padding: .8rem; } h1 { font-size: 1.35rem; } th[scope=row] { white-space: normal; min-width: 7.4rem; max-width: 9rem; overflow-wrap: anywhere; } th, td { padding: .34rem .45rem; } .facts { grid-template-columns: 1fr; } .facts dd { margin-bottom: .4rem; } }
 @media print { body { background: #fff; } section { break-inside: avoid; } nav { display: none; } }
 """

@@ -98,10 +98,12 @@ class View:
 
     @cached_property
     def compared(self) -> list[Side]:
-        """Teacher and packages; everything where there is no package."""
+        """Teacher, packages and the teacher's own packages; everything where there is no package."""
         if not self.packages:
             return self.sides
-        return [side for side in self.sides if side.role in ("teacher", "package")]
+        teachers = [side for side in self.sides if side.role == "teacher"]
+        first = [side for side in teachers if side is self.teacher]
+        return [*first, *self.packages, *(side for side in teachers if side is not self.teacher)]
 
     def samples(self, name: str) -> list[dict[str, Any]]:
         """Raw samples; none, and a note on the page, where their file is missing or was changed."""
@@ -147,7 +149,7 @@ def interval_text(row: Row | None) -> str:
         return ""
     half = max(row.value - row.ci95[0], row.ci95[1] - row.value)
     if row.metric.startswith(POSITIVE) and half > abs(row.value):
-        return "± more than itself"
+        return "± > 100 %"
     return f"± {number(row.metric, half, row.unit, like=row.value).partition(' ')[0]}"
 
 
