@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mmcompress.families import Graph, Prunable
@@ -26,27 +27,19 @@ CLASSES: dict[Task, tuple[str, ...]] = {
     "sound": ("mmcompress.families._perceiver_modules:PerceiverForAudioClassification",),
 }
 DECODER = "perceiver.decoder."
-_LAST = "perceiver.decoder.decoder.final_layer."
-_OLD = "replaced_layer."
 
 
 def architecture(task: Task, files: tuple[str, ...], *, new_head: bool = False) -> Architecture:
-    """The classes of a task. With a new head the last layer starts at random, and so does what a decoder for masked words
-    has otherwise.
+    """The classes of a task. With a new head the last layer starts at random; so does the whole decoder of a model of texts
+    whose checkpoint filled in masked words.
     """
     found = Architecture("perceiver", {"perceiver": CLASSES[task]}, files, sdpa=False)
     if not new_head:
         return found
-    return Architecture(
-        "perceiver",
-        {"perceiver": CLASSES[task]},
-        files,
-        sdpa=False,
-        new=(DECODER,),
-        dropped=(DECODER, "embedding_decoder.", _OLD),
-        # Under another name it is not taken for the new one where both have as many classes.
-        renamed={f"^{_LAST}".replace(".", r"\."): _OLD},
-    )
+    last = (f"{DECODER}decoder.final_layer.",)
+    if task != "text":
+        return replace(found, new=last, fresh=last)
+    return replace(found, new=(DECODER,), dropped=(DECODER, "embedding_decoder."), fresh=last)
 
 
 def outputs(model: Any, batch: Mapping[str, Tensor], want: frozenset[str], task: Task) -> dict[str, Any]:

@@ -48,6 +48,8 @@ class Architecture:
     """Raises InputError where processing files in the folder do not fit the model."""
     new: tuple[str, ...] = ()
     """Prefixes of weights that may be missing in a checkpoint, and start at random (a head for a new task, by name)."""
+    fresh: tuple[str, ...] = ()
+    """Prefixes of weights that start at random whatever a checkpoint holds: a new head of as many classes as the old."""
     sdpa: bool = True
     """Whether the class knows SDPA; where it does not, attention is always computed eagerly."""
     dropped: tuple[str, ...] = ()
@@ -143,6 +145,10 @@ def _pretrained(source: Path, config: Mapping[str, Any], architecture: Architect
     if problems:
         hint = "  expected exactly the weights that config.json describes"
         raise InputError("\n".join([f"{source}: the weights do not fit the model", *problems, hint]))
+    if architecture.fresh:
+        untrained = build_from_config(config, str(source), architecture, seed=seed).state_dict()
+        fresh = {name: value for name, value in untrained.items() if name.startswith(architecture.fresh)}
+        model.load_state_dict(fresh, strict=False)
     return model.eval()
 
 
