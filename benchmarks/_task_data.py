@@ -226,10 +226,21 @@ def groceries(data: Path, folder: Path) -> None:
 
 
 def sentences(data: Path, folder: Path) -> None:
-    """Cornell NLVR: ``image`` of three boxes, ``text``, ``label`` true or false, ``example``."""
+    """Cornell NLVR: ``image`` of three boxes, ``text``, ``label`` true or false, ``example``.
+
+    Training examples whose picture and sentence also stand in another split are left out.
+    """
+    rows = {split: read_rows(data / "nlvr" / f"{split}.jsonl") for split in SPLITS}
+    with zipfile.ZipFile(data / "nlvr" / "nlvr_images.zip") as archive:
+        pictures = {item.filename: (item.CRC, item.file_size) for item in archive.infolist()}
+
+    def content(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return (*pictures[row["image"].partition(".zip/")[2]], row["text"])
+
+    others = {content(row) for split in SPLITS[1:] for row in rows[split]}
+    rows["train"] = [row for row in rows["train"] if content(row) not in others]
     for split in SPLITS:
-        rows = read_rows(data / "nlvr" / f"{split}.jsonl")
-        write_rows(folder / f"{split}.jsonl", [{**row, "label": str(row["label"]).lower()} for row in rows])
+        write_rows(folder / f"{split}.jsonl", [{**row, "label": str(row["label"]).lower()} for row in rows[split]])
     _link(data / "nlvr" / "nlvr_images.zip", folder)
 
 

@@ -178,7 +178,7 @@ def graphs(model: Any) -> list[Graph]:
     from mmcompress.families._clap_modules import AudioEmbedder, ClapTextEmbedder
 
     sounds = sample_spectrograms(model)
-    variants = ()
+    variants: tuple[dict[str, Tensor], ...] = ()
     if "is_longer" in sounds:
         variants = ({**sounds, "is_longer": ~sounds["is_longer"]},)
     audio = Graph(

@@ -18,7 +18,7 @@ AUDIO_BANDS = 192
 """Frequencies of a sound's positions, as in transformers' ``PerceiverForMultimodalAutoencoding``."""
 
 
-class PerceiverForAudioClassification(PerceiverPreTrainedModel):
+class PerceiverForAudioClassification(PerceiverPreTrainedModel):  # type: ignore[no-untyped-call]
     """transformers has no Perceiver that classifies sounds; this one is made of its parts, as its picture classifiers are.
 
     Patches of ``samples_per_patch`` samples with Fourier features of their places, ``num_frames *
@@ -35,6 +35,7 @@ class PerceiverForAudioClassification(PerceiverPreTrainedModel):
             "concat_pos": True,
         }
         self.num_labels = config.num_labels
+        decoder: Any = PerceiverClassificationDecoder
         self.perceiver = PerceiverModel(
             config,
             input_preprocessor=PerceiverAudioPreprocessor(
@@ -43,14 +44,14 @@ class PerceiverForAudioClassification(PerceiverPreTrainedModel):
                 fourier_position_encoding_kwargs=positions,
                 samples_per_patch=config.samples_per_patch,
             ),
-            decoder=PerceiverClassificationDecoder(
+            decoder=decoder(
                 config,
                 num_channels=config.d_latents,
                 trainable_position_encoding_kwargs={"num_channels": config.d_latents, "index_dims": 1},
                 use_query_residual=True,
             ),
         )
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)

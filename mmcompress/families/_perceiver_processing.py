@@ -73,7 +73,10 @@ def input_size(processor: ColumnProcessor, task: Task) -> InputSize:
     settings = getattr(processor, COLUMN[task]).settings
     if isinstance(settings, Utf8Settings):
         return InputSize((settings.max_length,))
-    return InputSize(settings.resize if isinstance(settings, ImageSettings) else (settings.samples,))
+    if isinstance(settings, ImageSettings):
+        assert isinstance(settings.resize, tuple)  # pictures are cropped first and resized to this
+        return InputSize(settings.resize)
+    return InputSize((settings.samples,))
 
 
 # --- texts ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ def frame_mask(config: Any, sample_counts: Tensor, frames: int | torch.SymInt) -
     The last sample that frame t is made of is its first one, t strides from the beginning, and a receptive field on.
     """
     field = receptive_field(config.conv_kernel, config.conv_stride)
-    last = torch.arange(frames, device=sample_counts.device) * prod(config.conv_stride) + field
+    count: Any = frames  # a symbol while a graph is traced
+    last = torch.arange(count, device=sample_counts.device) * prod(config.conv_stride) + field
     mask: Tensor = last <= sample_counts[:, None]
     return mask
 

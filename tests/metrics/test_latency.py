@@ -211,7 +211,7 @@ def test_inputs_survive_the_way_to_another_process(tmp_path: Path) -> None:
     assert np.array_equal(values["audio"][0].samples, sound.samples) and values["audio"][0].rate == 8000
     assert [frame.size for frame in values["frames"][0]] == [(5, 4), (5, 4)]
     assert np.array_equal(values["series"][0], pixels[0]) and values["gap"] == [None]
-    with pytest.raises(InputError, match="odd-0.*object"):
+    with pytest.raises(InputError, match=r"odd-0.*object"):
         write_inputs({"odd": [object()]}, tmp_path)
 
 
