@@ -82,5 +82,5 @@ def write_pair(folder: Path) -> Path:
 
 CASES = [
     Case("custom-class", write_judge, "accuracy", "classify", majority=0.1),
-    Case("custom-embed", write_pair, "recall_at_1", "embed_image", majority=1 / GALLERY),
+    Case("custom-embed", write_pair, "recall_at_1", "embed_image", majority=1 / GALLERY, slow=True),
 ]

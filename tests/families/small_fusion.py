@@ -210,6 +210,6 @@ def write_tags(folder: Path) -> Path:
 
 CASES = [
     Case("fusion-class", write_class, "accuracy", "classify", majority=0.1),
-    Case("fusion-tags", write_tags, "entity_f1", "tag", majority=0.0),
-    Case("fusion-number", write_number, "rmse", "predict_number", majority=60.0, lower_is_better=True),
+    Case("fusion-tags", write_tags, "entity_f1", "tag", majority=0.0, slow=True),
+    Case("fusion-number", write_number, "rmse", "predict_number", majority=60.0, lower_is_better=True, slow=True),
 ]

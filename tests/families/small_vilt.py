@@ -118,5 +118,5 @@ def write_nlvr(folder: Path) -> Path:
 
 CASES = [
     Case("vilt-vqa", write_vqa, "vqa_accuracy", "answer", majority=0.18),
-    Case("vilt-nlvr", write_nlvr, "accuracy", "classify", majority=0.55),
+    Case("vilt-nlvr", write_nlvr, "accuracy", "classify", majority=0.55, slow=True),
 ]

@@ -46,7 +46,10 @@ with mmcompress.load_package(sys.argv[1], threads=1) as package:
 assert not {"torch", "transformers"} & set(sys.modules)
 """
 
-every_case = pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+every_case = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] if case.slow else [], id=case.name) for case in cases()],
+)
 
 
 @every_case
