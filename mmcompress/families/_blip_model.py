@@ -64,6 +64,23 @@ def towers(task: str) -> tuple[Tower, ...]:
     )
 
 
+def mask_cross_attention(model: Any) -> None:
+    """Let cross-attention see its mask, in place.
+
+    transformers 5.23 hands the mask of the encoder's states to the layer under the name of the other mask, where
+    cross-attention does not look: a padded question would be answered otherwise than alone.
+    """
+
+    def hand_on(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if kwargs.get("encoder_hidden_states") is not None and kwargs.get("encoder_attention_mask") is None:
+            kwargs = {**kwargs, "encoder_attention_mask": kwargs.get("attention_mask")}
+        return args, kwargs
+
+    for name, module in model.named_modules():
+        if name.endswith(".crossattention.self"):
+            module.register_forward_pre_hook(hand_on, with_kwargs=True)
+
+
 # --- training ------------------------------------------------------------------------------------------------------
 
 

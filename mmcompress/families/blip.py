@@ -82,6 +82,18 @@ class Blip(TransformersFamily):
         """The picture tower, and the text towers, which share one configuration."""
         return towers(self.task)
 
+    def load(self, folder: Path, *, attention: str = "sdpa") -> torch.nn.Module:
+        """The model of a model folder, in FP32 and evaluation mode; texts look at no padding of others.
+
+        Raises:
+            InputError: weights that do not fit config.json and structure.json; an unknown kind of attention.
+        """
+        from mmcompress.families._blip_model import mask_cross_attention
+
+        model = super().load(folder, attention=attention)
+        mask_cross_attention(model)
+        return model
+
     # --- training ---
 
     def outputs(self, model: torch.nn.Module, batch: Mapping[str, Tensor], want: frozenset[str]) -> Outputs:
