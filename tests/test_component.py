@@ -222,6 +222,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "styles": {"styles": ["zh"]},
     "vilt.labels": {"labels": "{folder}/two.jsonl", "head": "new"},
     "wav2vec2.new_head": {"new_head": ["yes", "no"], "task": "classify"},
+    "perceiver.new_head": {"new_head": ["yes", "no"]},
     "logits_mse.scale": {"scale": "fusion.scale"},
     "pair": {"pair": ["audio", "text"]},
     "damage": {"damage": [{"noise": 0.5}]},

@@ -12,7 +12,7 @@ from mmcompress.families._texts import write_word_level_tokenizer
 
 RATE = 4_000
 LETTERS = ("a", "b", "c", "d", "e", "f")
-DATA = f"rate: {RATE}, digits: 2, words: [{', '.join(LETTERS)}], snr: 30"
+DATA = f"rate: {RATE}, digits: 1, words: [{', '.join(LETTERS)}], snr: 30"
 RECIPE = f"""\
 version: 1
 name: clap
@@ -21,8 +21,8 @@ data:
   validation: {{codes: {{split: validation, size: 64, {DATA}}}}}
   test: {{codes: {{split: test, size: 400, {DATA}}}}}
 stages:
-  - finetune: {{student: {{clap: {{config: config.json}}}}, steps: 300, batch_size: 48, learning_rate: 0.002}}
-  - distill: {{student: {{from_teacher: {{text_layers: 1}}}}, steps: 60, batch_size: 48}}
+  - finetune: {{student: {{clap: {{config: config.json}}}}, steps: 200, batch_size: 32, learning_rate: 0.001}}
+  - distill: {{student: {{from_teacher: {{text_layers: 1}}}}, steps: 60, batch_size: 32}}
   - prune: {{goal: {{macs: 0.9}}, samples: 64}}
 quantize: {{calibration_samples: 128}}
 targets: [onnxruntime]
@@ -78,7 +78,7 @@ def write_clap(folder: Path, config: dict[str, Any], **settings: Any) -> Path:
         "frequency_min": 0,
         "frequency_max": 2000,
         "truncation": "rand_trunc",
-        "padding": "pad",
+        "padding": "repeatpad",
         "top_db": None,
         "padding_value": 0.0,
         "return_attention_mask": False,
@@ -94,4 +94,4 @@ def write_recipe(folder: Path) -> Path:
     return folder / "recipe.yaml"
 
 
-CASES = [Case("clap", write_recipe, "recall_at_1", "embed_audio", majority=1 / GALLERY)]
+CASES = [Case("clap", write_recipe, "recall_at_1", "embed_audio", majority=0.25)]
