@@ -1,6 +1,6 @@
 """Every kind of model on real data: a teacher trained for minutes, its student with and without it, and the INT8 package.
 
-    python benchmarks/tasks.py DATA WORK --out benchmarks/results/tasks.json    (about N minutes on two cores)
+    python benchmarks/tasks.py DATA WORK --out benchmarks/results/tasks.json    (about two hours on two cores when nothing is built)
 
 DATA holds the public sets that ``_task_data.py`` names. WORK gets the tables that are made of them, the recipes of
 ``benchmarks/tasks/`` and a store, so that a second call goes on where the first ended. ``--only NAME`` runs some of them;
@@ -81,7 +81,7 @@ def rows_of(report: Report, task: Task) -> list[Claim]:
 def _plain(row: Row, task: Task) -> bool:
     """A row of undamaged, whole data, of the engine, one example at a time."""
     conditions = row.conditions
-    if any(conditions.get(name) for name in ("slice", "damage", "masked")):
+    if any(conditions.get(name) for name in ("subset", "damage", "masked")):
         return False
     if conditions.get("scope", "engine") != "engine" or conditions.get("batch", 1) != 1:
         return False
