@@ -48,9 +48,7 @@ def _check(folder: Path, model: Any) -> None:
         raise InputError(f"{folder}: spectrograms of {settings.frames} frames; the model takes at most {longest}")
 
 
-ARCHITECTURE = Architecture(
-    "clap", {"clap": "ClapModel"}, (*PREPROCESSOR_FILES, *TOKENIZER_FILES), _check, attention=("eager",)
-)
+ARCHITECTURE = Architecture("clap", {"clap": "ClapModel"}, (*PREPROCESSOR_FILES, *TOKENIZER_FILES), _check, sdpa=False)
 
 
 def forget_resolutions(model: Any) -> None:

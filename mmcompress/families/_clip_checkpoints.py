@@ -36,7 +36,7 @@ RESNET_WIDTHS = (256, 512, 1024, 2048)
 def architecture_of(config: Mapping[str, Any]) -> _transformers.Architecture:
     """The classes that a configuration can be of; transformers refuses SDPA to a model that holds a ResNet."""
     resnet = (config.get("vision_config") or {}).get("model_type") == "resnet"
-    return replace(ARCHITECTURE, attention=("eager",)) if resnet else ARCHITECTURE
+    return replace(ARCHITECTURE, sdpa=False) if resnet else ARCHITECTURE
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,6 @@ class Architecture:
     """Prefixes of weights that a checkpoint may hold and the class does not (the head of another task)."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Patterns of names in a checkpoint to what they are called here."""
-    attention: tuple[str, ...] = ATTENTION
-    """Kinds of attention that the class computes; where it is one alone, that one is taken whatever is asked for."""
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -225,8 +223,6 @@ def build_from_config(
     check_model_type(config, where, architecture)
     if attention not in ATTENTION:
         raise UsageError(f"unknown attention {attention!r}; known: {', '.join(ATTENTION)}")
-    if len(architecture.attention) == 1:
-        attention = architecture.attention[0]
     model_class = _class_of(config, architecture, where)
     parsed = _parsed_config(model_class, config, where)
     attention = attention if architecture.sdpa else "eager"

@@ -51,7 +51,7 @@ def architecture(family: Vilt) -> _transformers.Architecture:
         new=(HEADS[family.task],) if new else (),
         dropped=tuple(HEADS.values()) if new else (),
         renamed=_OLD_NAMES,
-        attention=("eager",),
+        sdpa=False,
     )
 
 
