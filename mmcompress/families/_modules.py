@@ -57,3 +57,17 @@ def mean_over_frames(frames: Tensor, frame_mask: Tensor) -> Tensor:
     counted = frame_mask.to(frames.dtype).unsqueeze(-1)
     total = (frames.reshape(*frame_mask.shape, frames.shape[-1]) * counted).sum(dim=1)
     return normalize(total, dim=-1)
+
+
+class Named(torch.nn.Module):
+    """A model whose outputs are named by its own fields: for graphs that are one call of it."""
+
+    def __init__(self, model: torch.nn.Module, *names: str) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """The named fields of what the model gives."""
+        found = self.model(**inputs)
+        return {name: getattr(found, name) for name in self.names}
