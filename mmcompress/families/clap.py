@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmcompress.component import JSON, digest_path
+from mmcompress.component import JSON
 from mmcompress.errors import UsageError
 from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run
 from mmcompress.families._clap_processing import ClapProcessor
@@ -34,6 +34,8 @@ class Clap(Family):
     Of a sound that is longer than the model hears the middle is taken, where transformers takes a part by chance.
     """
 
+    processing_files: ClassVar[tuple[str, ...]] = _FILES
+
     @property
     def requests(self) -> tuple[Request, ...]:
         """Embeddings of sounds and of texts."""
@@ -51,13 +53,6 @@ class Clap(Family):
     def cuts(self) -> frozenset[str]:
         """Layers of the sound tower's deepest stage (in pairs), layers and feed-forward width of the text tower."""
         return frozenset({"audio_layers", "text_layers", "text_feed_forward"})
-
-    def identity(self) -> JSON:
-        """The fields by digest; a ``config`` file together with the processing files beside it."""
-        identity = super().identity()
-        if self.config is not None and self.config.is_file():
-            return {**identity, "beside": {name: digest_path(self.config.parent / name) for name in _FILES}}
-        return identity
 
     # --- model folders ---
 

@@ -36,12 +36,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmcompress.component import JSON, digest_path
+from mmcompress.component import JSON
 from mmcompress.errors import UsageError
 from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run
 from mmcompress.families._custom_config import EMBEDDED, Classify, CustomConfig, Embed, parse_config
@@ -61,6 +61,8 @@ _GRAPH = "custom_model"
 
 class Custom(Family):
     """A user's own module from an installed package, with a config.json and safetensors."""
+
+    processing_files: ClassVar[tuple[str, ...]] = TOKENIZER_FILES
 
     @property
     def described(self) -> CustomConfig:
@@ -97,10 +99,7 @@ class Custom(Family):
         """The fields by digest, the installed modules with their versions, a tokenizer beside a ``config`` file."""
         from mmcompress.families._custom_checkpoints import installed_identity
 
-        found = {**super().identity(), "installed": installed_identity()}
-        if self.config is not None and self.config.is_file():
-            found["beside"] = {name: digest_path(self.config.parent / name) for name in TOKENIZER_FILES}
-        return found
+        return {**super().identity(), "installed": installed_identity()}
 
     # --- model folders ---
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from mmcompress.component import JSON, RecipePath, digest_path
+from mmcompress.component import JSON, RecipePath
 from mmcompress.errors import UsageError
 from mmcompress.families import PADDING, Family, Feeds, FromTeacher, Graph, Prunable, Request, Run
 from mmcompress.families._images import PREPROCESSOR_FILES
@@ -33,6 +33,8 @@ PROCESSING_FILES = (*PREPROCESSOR_FILES, *TOKENIZER_FILES)
 
 class Vilt(Family):
     """A vision-and-language transformer without a picture tower of its own (Kim et al., arXiv:2102.03334)."""
+
+    processing_files: ClassVar[tuple[str, ...]] = PROCESSING_FILES
 
     task: Task = "vqa"
     """``vqa``: answers questions, one of its classes; ``retrieval``: tells how well a text fits a picture; ``nlvr``: puts
@@ -83,14 +85,6 @@ class Vilt(Family):
     def cuts(self) -> frozenset[str]:
         """Layers and feed-forward width of the encoder."""
         return frozenset({"encoder_layers", "encoder_feed_forward"})
-
-    def identity(self) -> JSON:
-        """The fields by digest; a ``config`` file together with the processing files beside it."""
-        identity = super().identity()
-        if self.config is not None and self.config.is_file():
-            beside = {name: digest_path(self.config.parent / name) for name in PROCESSING_FILES}
-            return {**identity, "beside": beside}
-        return identity
 
     # --- model folders ---
 

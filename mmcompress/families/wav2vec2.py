@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from mmcompress.component import JSON, digest_path
+from mmcompress.component import JSON
 from mmcompress.errors import UsageError
 from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run
 from mmcompress.families._characters import BLANK, CHARACTER_FILES, DELIMITER, collapse
@@ -31,6 +31,8 @@ class Wav2vec2(Family):
 
     SpecAugment and LayerDrop are off: a training is a function of its seed.
     """
+
+    processing_files: ClassVar[tuple[str, ...]] = _FILES
 
     task: Task = "transcribe"
     """``transcribe`` (``Wav2Vec2ForCTC``, ``HubertForCTC``) or ``classify`` (``...ForSequenceClassification``)."""
@@ -67,13 +69,6 @@ class Wav2vec2(Family):
     def cuts(self) -> frozenset[str]:
         """Layers and feed-forward width of the encoder."""
         return frozenset({"encoder_layers", "encoder_feed_forward"})
-
-    def identity(self) -> JSON:
-        """The fields by digest; a ``config`` file together with the processing files beside it."""
-        identity = super().identity()
-        if self.config is not None and self.config.is_file():
-            return {**identity, "beside": {name: digest_path(self.config.parent / name) for name in _FILES}}
-        return identity
 
     # --- model folders ---
 

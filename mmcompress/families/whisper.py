@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
 from pydantic import Field
 
-from mmcompress.component import JSON, digest_path
+from mmcompress.component import JSON
 from mmcompress.errors import UsageError
 from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run
 from mmcompress.families._images import read_object
@@ -40,6 +40,8 @@ class Whisper(Family):
     each chunk is transcribed by itself, and the transcripts are joined. Time stamps are not written.
     """
 
+    processing_files: ClassVar[tuple[str, ...]] = PROCESSING_FILES
+
     language: str | None = None
     """The language that is spoken, by its code (``en``). Where none is given, a checkpoint of many languages tells it by
     itself, chunk by chunk; training has to name it. English-only checkpoints take none."""
@@ -65,14 +67,6 @@ class Whisper(Family):
     def cuts(self) -> frozenset[str]:
         """Layers and feed-forward width of encoder and decoder. Decoders bear fewer layers, encoders do not."""
         return cuts_of(TOWERS)
-
-    def identity(self) -> JSON:
-        """The fields by digest; a ``config`` file together with the processing files beside it."""
-        identity = super().identity()
-        if self.config is not None and self.config.is_file():
-            beside = {name: digest_path(self.config.parent / name) for name in PROCESSING_FILES}
-            return {**identity, "beside": beside}
-        return identity
 
     # --- model folders ---
 

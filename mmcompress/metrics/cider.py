@@ -65,12 +65,8 @@ class Cider(Quality):
                 for example, score, caption in zip(bench.test.ids, found, captions, strict=True)
             ]
         conditions = {"tokens": self.tokens}
-        statistic = Statistic("cider", conditions, of=_first, unit="CIDEr-D", bounds=(0.0, 10.0), span=10.0)
+        statistic = Statistic("cider", conditions, unit="CIDEr-D", bounds=(0.0, 10.0), span=10.0)
         return Measured(statistic_rows(subjects, [statistic], parts, bench.seed), samples)
-
-
-def _first(means: Any) -> Any:
-    return means[..., 0]
 
 
 def split(text: str, tokens: str = "words") -> list[str]:
