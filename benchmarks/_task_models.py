@@ -201,6 +201,8 @@ def _vilt(classes: Sequence[str], size: int, **fields: Any) -> dict[str, Any]:
         "pad_token_id": 0,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
+        # Tokens and patches of a small model start too near each other to be told apart with the usual 0.02.
+        "initializer_range": 0.1,
         "id2label": {str(index): name for index, name in enumerate(classes)},
         "label2id": {name: index for index, name in enumerate(classes)},
         **fields,
