@@ -13,7 +13,8 @@ from mmcompress.component import JSON
 from mmcompress.errors import UsageError
 from mmcompress.families import Family, FromTeacher
 from mmcompress.stages import Model, StageInput
-from mmcompress.stages._training import Problems, prepare_student
+from mmcompress.stages._training import prepare_student
+from mmcompress.stages._training_fields import Problems
 
 CUT = "from_teacher"
 

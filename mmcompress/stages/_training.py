@@ -1,144 +1,30 @@
-"""What every training stage shares: the fields, and :func:`train`, which runs transformers' Trainer to its end."""
+"""What every training stage shares: :func:`train`, which runs transformers' Trainer to its end."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from mmcompress.component import JSON, digest_path, library_versions
 from mmcompress.errors import StageError, UsageError
-from mmcompress.families import Family
-from mmcompress.losses import Loss
-from mmcompress.losses._embeddings import embedded_pair
-from mmcompress.losses.task import Task
+from mmcompress.losses import Loss, kept_classes
 from mmcompress.stages import Model, StageInput
 from mmcompress.stages._batches import Augment, Batches, Encoded, encode
 from mmcompress.stages._exhaustion import told_errors
+from mmcompress.stages._stored_rows import StoreAs
+from mmcompress.stages._training_fields import TeacherOutputs, TrainingFields, wanted
 
 if TYPE_CHECKING:
     import torch
 
-    from mmcompress.stages._modules import Course, Objective, StageTrainer
-    from mmcompress.stages._teacher_outputs import Asked
-
-DEFAULT_EPOCHS = 10.0
-TeacherOutputs = Literal["cached", "online"]
-Problems = list[tuple[tuple[str | int, ...], str]]
-
-
-class TrainingFields(BaseModel):
-    """How long, how fast and how precisely a stage trains."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    epochs: float | None = Field(None, gt=0)
-    """Passes over the training data; 10 where neither this nor ``steps`` is given."""
-    steps: int | None = Field(None, ge=1)
-    """Optimiser steps, instead of ``epochs``."""
-    batch_size: int = Field(256, ge=1)
-    """Examples that are fed, and compared by contrastive losses, at a time."""
-    accumulation: int = Field(1, ge=1)
-    """Batches per optimiser step. It does not make contrastive losses compare more examples."""
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    """For matrices alone; biases, norms and the logit scale are free."""
-    warmup: float = Field(0.05, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    clip: float = Field(1.0, ge=0)
-    """Largest norm of the gradient; 0 for any."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """``bf16`` is autocast; ``auto`` takes it where the machine computes in it."""
-    attention: Literal["auto", "eager", "sdpa"] = "auto"
-    """``auto`` is eager on a CPU, where the backward of SDPA is slow, and SDPA on a GPU."""
-    augment: Augment = "none"
-    """Views of the pictures: ``shift`` or ``crop``, with a little colour; never mirrored."""
-    evaluations: int = Field(0, ge=0)
-    """Times that the validation data is evaluated, evenly spaced, the last at the end; the best model is kept."""
-    best_by: Literal["loss", "retrieval"] = "loss"
-    """What the best model is best by: the training's loss, or retrieval within batches."""
-    patience: int | None = Field(None, ge=1)
-    """Evaluations without a better model after which training stops."""
-    checkpoints: int = Field(0, ge=0)
-    """Checkpoints evenly spaced, besides those by time."""
-    checkpoint_minutes: float = Field(2.0, gt=0)
-    """Time between checkpoints, from which a killed run goes on."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> TrainingFields:
-        if self.epochs is not None and self.steps is not None:
-            raise ValueError("expected epochs or steps, not both")
-        if self.patience is not None and self.evaluations <= self.patience:
-            raise ValueError(f"patience {self.patience} never ends a training of {self.evaluations} evaluations")
-        return self
-
-    def step_count(self, batches_per_epoch: int) -> int:
-        """Optimiser steps in all."""
-        if self.steps is not None:
-            return self.steps
-        epochs = DEFAULT_EPOCHS if self.epochs is None else self.epochs
-        return max(1, round(epochs * batches_per_epoch / self.accumulation))
-
-    def resolved_precision(self) -> Literal["fp32", "bf16"]:
-        """The precision on this machine."""
-        if self.precision != "auto":
-            return self.precision
-        import torch
-
-        if torch.cuda.is_available():
-            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return "bf16" if has_bf16 else "fp32"
-
-    def resolved_attention(self, losses: Sequence[Loss] = ()) -> str:
-        """The attention on this machine, with losses that may read its maps."""
-        if self.attention != "auto":
-            return self.attention
-        if any(loss.attention() == "eager" for loss in losses):
-            return "eager"
-        import torch
-
-        return "sdpa" if torch.cuda.is_available() else "eager"
-
-    def training_environment(self, losses: Sequence[Loss] = ()) -> Mapping[str, JSON]:
-        """What shapes the result besides the fields: precision, attention, kind of device, versions."""
-        import torch
-
-        return {
-            "precision": self.resolved_precision(),
-            "attention": self.resolved_attention(losses),
-            "device": "cuda" if torch.cuda.is_available() else "cpu",
-            "libraries": library_versions("torch", "transformers", "accelerate"),
-        }
-
-    def training_problems(self, student: Family, losses: Sequence[Loss]) -> Problems:
-        """What cannot work with these losses: batches of one, retrieval of a model without embeddings."""
-        problems: Problems = []
-        needs = frozenset[str]().union(*(wanted(student, loss) for loss in losses))
-        if self.batch_size < 2 and embedded_pair(needs) is not None:
-            problems.append((("batch_size",), "the losses compare the examples of a batch; expected 2 or more"))
-        for loss in losses:
-            if self.attention == "sdpa" and loss.attention() == "eager":
-                message = (
-                    f"{loss.component_name()} reads attention maps, which SDPA does not give; expected eager or auto"
-                )
-                problems.append((("attention",), message))
-        if self.best_by == "retrieval" and embedded_pair(needs) is None:
-            problems.append((("best_by",), f"{student.component_name()} is trained without embeddings; expected loss"))
-        return problems
-
-
-def wanted(student: Family, loss: Loss) -> frozenset[str]:
-    """Outputs that a loss reads of the student."""
-    return student.task_needs() if isinstance(loss, Task) else loss.needs()
+    from mmcompress.stages._objective_modules import Objective
+    from mmcompress.stages._teacher_outputs import Asked, Stored
+    from mmcompress.stages._trainer_modules import Course, StageTrainer
 
 
 @dataclass(frozen=True)
@@ -153,6 +39,10 @@ class Training:
     teacher: Model | None = None
     """Asked where a loss needs it."""
     teacher_outputs: TeacherOutputs = "online"
+    teacher_views: int | None = None
+    """How many views of each example there are where pictures are altered; a new one in each epoch where None."""
+    store_as: StoreAs = "int16"
+    """How outputs are kept."""
     freeze: tuple[str, ...] = ()
     """Modules or parameters that stay as they are, by prefix of their names."""
 
@@ -202,7 +92,8 @@ def train(training: Training) -> dict[str, Any]:
 
 def _prepare(training: Training) -> tuple[StageTrainer, Path]:
     """The trainer with its model, batches and teacher, and the folder that the model came from."""
-    from mmcompress.stages._modules import Objective, StageTrainer, arguments
+    from mmcompress.stages._objective_modules import Objective
+    from mmcompress.stages._trainer_modules import StageTrainer, arguments
 
     given, fields, student = training.given, training.fields, training.student
     bf16 = fields.resolved_precision() == "bf16"
@@ -237,6 +128,8 @@ def _prepare(training: Training) -> tuple[StageTrainer, Path]:
         held = _encode(training, "validation")
         validation = _batches(training, held, asked, min(fields.batch_size, len(held[0])), "none")
     live = asked if training.teacher_outputs == "online" else None
+    if asked is not None and live is None:
+        asked.release()
     objective.to(arguments_of.device)
     _project(objective, batches, asked, given.seed)
     trainer = StageTrainer(
@@ -273,7 +166,7 @@ def freeze(model: torch.nn.Module, prefixes: Sequence[str]) -> int:
 
 
 def _course(fields: TrainingFields, total: int) -> Course:
-    from mmcompress.stages._modules import Course
+    from mmcompress.stages._trainer_modules import Course
 
     def spread(count: int) -> frozenset[int]:
         return frozenset(max(1, round(total * i / count)) for i in range(1, count + 1)) if count else frozenset()
@@ -307,13 +200,16 @@ def _encode(training: Training, split: Literal["train", "validation"]) -> tuple[
 
 
 def _asked(training: Training, teacher: Model, want: frozenset[str], device: torch.device, bf16: bool) -> Asked:
-    from mmcompress.stages._modules import autocast
     from mmcompress.stages._teacher_outputs import Asked
+    from mmcompress.stages._trainer_modules import autocast
 
     # Attention maps come from eager attention alone; a forward is faster with SDPA, on a CPU too.
     maps = any(name.endswith(".attentions") for name in want)
-    model = teacher.family.load(teacher.folder, attention="eager" if maps else "sdpa")
-    return Asked(teacher.family, model.to(device).eval(), want, partial(autocast, device, bf16))
+
+    def load() -> torch.nn.Module:
+        return teacher.family.load(teacher.folder, attention="eager" if maps else "sdpa").to(device).eval()
+
+    return Asked(teacher.family, load, want, partial(autocast, device, bf16), device)
 
 
 def _batches(
@@ -324,15 +220,22 @@ def _batches(
     augment: Augment,
     thin: bool = False,
 ) -> Batches:
-    from mmcompress.stages._teacher_outputs import stored
+    from mmcompress.stages._stored_keys import teacher_identity
+    from mmcompress.stages._teacher_outputs import Keeping, stored
 
     fields, given = training.fields, training.given
     own, other = data
-    keep: Callable[..., Any] | None = None
+    keep: Stored | None = None
     if asked is not None and training.teacher_outputs == "cached":
         assert training.teacher is not None
-        key = given.teacher_key or digest_path(training.teacher.folder)
-        keep = stored(asked, other or own, key, fields.resolved_precision(), given.cache, given.progress)
+        keeping = Keeping(
+            given.cache,
+            teacher_identity(training.teacher, given.teacher_key),
+            fields.resolved_precision(),
+            training.store_as,
+            kept_classes(training.losses),
+        )
+        keep = stored(asked, other or own, keeping, given.progress, augment, training.teacher_views)
     return Batches(
         own,
         size,
@@ -342,6 +245,7 @@ def _batches(
         stored=keep,
         asks=asked is not None and keep is None,
         thin=thin,
+        views=training.teacher_views,
     )
 
 
@@ -351,7 +255,7 @@ def _project(objective: Objective, batches: Batches, asked: Asked | None, seed: 
         return
     import torch
 
-    device = next(asked.model.parameters()).device
+    device = asked.device
     batch = {
         part: {name: torch.from_numpy(array).to(device) for name, array in feeds.items()}
         for part, feeds in batches[0].items()
@@ -362,7 +266,7 @@ def _project(objective: Objective, batches: Batches, asked: Asked | None, seed: 
 
 def _last_checkpoint(folder: Path) -> Path | None:
     """The last checkpoint that was written to its end; half-written ones are removed."""
-    from mmcompress.stages._modules import complete_checkpoints
+    from mmcompress.stages._trainer_modules import complete_checkpoints
 
     complete = complete_checkpoints(folder)
     for path in folder.glob("checkpoint-*"):

@@ -14,10 +14,13 @@ from mmcompress.losses import AnyLoss, Loss
 from mmcompress.losses.task import Task
 from mmcompress.stages import Stage, StageInput
 from mmcompress.stages._pseudo_labels import LabelFilter, Labels, target_of, with_teacher_labels
+from mmcompress.stages._stored_rows import StoreAs
 from mmcompress.stages._student import Student, begin, student_family, student_problems
-from mmcompress.stages._training import Problems, TeacherOutputs, Training, TrainingFields, train
+from mmcompress.stages._teacher_outputs import mask_of
+from mmcompress.stages._training import Training, train
+from mmcompress.stages._training_fields import Problems, TeacherOutputs, TrainingFields
 
-PER_TOKEN = (".hidden_states", ".attentions", ".mask")
+PER_LAYER = (".hidden_states", ".attentions")
 
 
 class Distill(TrainingFields, Stage):
@@ -30,6 +33,12 @@ class Distill(TrainingFields, Stage):
     teacher_outputs: TeacherOutputs | None = None
     """``cached`` asks the teacher once about every example and keeps the answers; ``online`` asks it at every step.
     Where neither is said, ``cached`` if the losses allow it."""
+    teacher_views: int | None = Field(None, ge=1, le=1000)
+    """With ``augment``: each example is seen in this many views and no others, one per epoch in turn, and the teacher's
+    answers about them can be cached. The views are the same for every seed. Without it, every epoch has new views."""
+    store_as: StoreAs = "int16"
+    """Cached answers are kept in two bytes a number (``int16`` with a scale per row, or ``bf16`` where the numbers of a row
+    lie far apart) or in one (``int8``)."""
     labels: Labels = "data"
     """What the student learns to write: the data's texts, or the ``teacher``'s own, written once and kept."""
     label_filter: LabelFilter | None = None
@@ -50,6 +59,8 @@ class Distill(TrainingFields, Stage):
         problems += self._unfed(losses, family, teacher)
         if self.teacher_outputs == "cached":
             problems += self._not_stored(losses, teacher)
+        if self.teacher_views is not None and self.augment == "none":
+            problems.append((("teacher_views",), "views are altered pictures: expected `augment: shift` or `crop`"))
         problems += self._unwritten(teacher, family)
         own_labels = self.labels == "data"
         if own_labels and all(isinstance(loss, Task) or loss.weight == 0 for loss in losses):
@@ -93,16 +104,20 @@ class Distill(TrainingFields, Stage):
 
     def _not_stored(self, losses: Sequence[Loss], teacher: Family) -> Problems:
         problems: Problems = []
-        if self.augment != "none":
-            message = (
-                "cached teacher outputs are of pictures as they are: expected `augment: none` for now, or `online`"
-            )
+        if self.augment != "none" and self.teacher_views is None:
+            message = f"`augment: {self.augment}` shows a new view in each epoch; expected `teacher_views: 4`, or `online`"
             problems.append((("teacher_outputs",), message))
         for index, loss in enumerate(losses):
-            live = sorted(name for name in loss.needs() if name.endswith(PER_TOKEN) or name in teacher.changing())
+            needs = loss.needs()
+            live = sorted(name for name in needs if name.endswith(PER_LAYER) or name in teacher.changing())
+            masks = {name: mask_of(teacher, name) for name in sorted(needs) if not name.startswith("fusion.")}
+            unmasked = sorted(name for name, mask in masks.items() if mask is not None and mask not in needs)
+            where = ("losses", index, loss.component_name())
             if live:
-                message = f"{', '.join(live)} cannot be cached; expected `teacher_outputs: online`"
-                problems.append((("losses", index, loss.component_name()), message))
+                problems.append((where, f"{', '.join(live)} cannot be cached; expected `teacher_outputs: online`"))
+            elif unmasked:
+                mask = masks[unmasked[0]]
+                problems.append((where, f"{unmasked[0]} is cached with its mask; expected `mask: {mask}`, or `online`"))
         return problems
 
     def result_family(self, model: Family | None) -> Family:
@@ -122,5 +137,17 @@ class Distill(TrainingFields, Stage):
         if self.labels == "teacher":
             given, told["labels"] = with_teacher_labels(given, self.label_filter or LabelFilter())
         losses, asking = self.terms(student.family), self.asking(student.family)
-        facts = train(Training(self, given, student, losses, given.teacher, asking, freeze=self.freeze))
+        facts = train(
+            Training(
+                self,
+                given,
+                student,
+                losses,
+                given.teacher,
+                asking,
+                teacher_views=self.teacher_views,
+                store_as=self.store_as,
+                freeze=self.freeze,
+            )
+        )
         return {**facts, **told, "teacher_outputs": asking}

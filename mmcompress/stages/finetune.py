@@ -10,7 +10,8 @@ from mmcompress.families import Family
 from mmcompress.losses.task import Task
 from mmcompress.stages import Stage, StageInput
 from mmcompress.stages._student import Student, begin, student_family, student_problems
-from mmcompress.stages._training import Problems, Training, TrainingFields, train
+from mmcompress.stages._training import Training, train
+from mmcompress.stages._training_fields import Problems, TrainingFields
 
 
 class Finetune(TrainingFields, Stage):

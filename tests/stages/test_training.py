@@ -22,8 +22,10 @@ from mmcompress.errors import InputError, StageError, UsageError
 from mmcompress.losses.task import Task
 from mmcompress.stages._augment import augment_pictures
 from mmcompress.stages._batches import Batches, encode, uniform
-from mmcompress.stages._modules import Course, StageTrainer, in_batch_retrieval, term_names
-from mmcompress.stages._training import TrainingFields, freeze
+from mmcompress.stages._objective_modules import in_batch_retrieval, term_names
+from mmcompress.stages._trainer_modules import Course, StageTrainer
+from mmcompress.stages._training import freeze
+from mmcompress.stages._training_fields import TrainingFields
 from mmcompress.stages.finetune import Finetune
 
 unit = pytest.mark.unit
