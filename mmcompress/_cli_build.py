@@ -11,6 +11,7 @@ from rich.console import Console
 
 from mmcompress._cli import cli, recipe_options
 from mmcompress._progress import Progress
+from mmcompress.errors import UsageError
 
 
 @cli.command()
@@ -24,8 +25,16 @@ from mmcompress._progress import Progress
 )
 @click.option("--smoke", is_flag=True, help="Drive every stage, target and package on 64 examples; keep nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--seeds", type=click.IntRange(2, 100), help="Run it with so many seeds; a table of means follows.")
 def run(
-    recipe: Path, overrides: tuple[str, ...], store: Path | None, quiet: bool, runs: Path, smoke: bool, as_json: bool
+    recipe: Path,
+    overrides: tuple[str, ...],
+    store: Path | None,
+    quiet: bool,
+    runs: Path,
+    smoke: bool,
+    as_json: bool,
+    seeds: int | None,
 ) -> None:
     """Build, measure, report and judge: a table of the teacher against each package.
 
@@ -33,7 +42,25 @@ def run(
     Example:
       mmcompress run recipes/quickstart.yaml
     """
-    sys.exit(_run(recipe, overrides, store, quiet, runs, smoke, as_json))
+    if seeds is None:
+        sys.exit(_run(recipe, overrides, store, quiet, runs, smoke, as_json))
+    if smoke or as_json:
+        raise UsageError("--seeds makes several reports\n  Leave out --smoke and --json.")
+    sys.exit(_run_seeds(recipe, overrides, store, quiet, runs, seeds))
+
+
+def _run_seeds(recipe: Path, overrides: Sequence[str], store: Path | None, quiet: bool, runs: Path, seeds: int) -> int:
+    from mmcompress.compare import write_comparison
+    from mmcompress.runs import run_seeds, worst
+
+    with Progress(quiet=quiet) as progress:
+        outcomes = run_seeds(recipe, seeds, overrides=overrides, store=store, runs=runs, listen=progress.listen)
+    folders = [outcome.folder for outcome in outcomes]
+    beside = folders[-1].with_name(f"{folders[-1].name}-seeds")
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    for kind, path in write_comparison(folders, beside / "compare.html", beside / "compare.csv", None, console):
+        click.echo(f"{kind}: {path}")
+    return worst([outcome.exit_code for outcome in outcomes])
 
 
 def _run(

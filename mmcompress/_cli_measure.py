@@ -57,3 +57,21 @@ def report(run_folder: Path, out: Path | None) -> None:
     loaded = load_report(run_folder)
     assert loaded.folder is not None
     click.echo(f"page: {write_page(loaded, out or loaded.folder)}")
+
+
+@cli.command()
+@click.argument("folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the page here.")
+@click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all rows here.")
+@click.option("--latex", "latex_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the table here.")
+def compare(folders: tuple[Path, ...], out: Path | None, csv_file: Path | None, latex_file: Path | None) -> None:
+    """Put several RUNs into one table, paired example by example with the first; seeds of one recipe are averaged.
+
+    \b
+    Example:
+      mmcompress compare runs/clip/latest runs/clip-small/latest --out compare.html --csv compare.csv
+    """
+    from mmcompress.compare import write_comparison
+
+    for kind, path in write_comparison(folders, out, csv_file, latex_file, Console(soft_wrap=not sys.stdout.isatty())):
+        click.echo(f"{kind}: {path}")

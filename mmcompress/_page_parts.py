@@ -203,7 +203,7 @@ def _metrics_with(view: View, key: str) -> list[str]:
     metrics = dict.fromkeys(
         row.metric for side in view.sides for row in side.model.rows if row.conditions.get(key) is not None
     )
-    return [metric for metric in metrics if not metric.startswith(("retention.", "drop."))]
+    return [metric for metric in metrics if not metric.startswith(("retention.", "drop.", "difference."))]
 
 
 def _slices(view: View, metric: str, key: str) -> Iterator[Html]:

@@ -76,7 +76,7 @@ class View:
         return [
             column
             for column in self.columns
-            if column.quality and not column.metric.startswith(("retention.", "drop."))
+            if column.quality and not column.metric.startswith(("retention.", "drop.", "difference."))
         ]
 
     @cached_property

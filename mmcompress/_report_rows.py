@@ -20,7 +20,7 @@ USUAL: Mapping[str, Any] = {
     "masked": None,
 }
 """Conditions that are meant where no others are named; besides, the main request and the smallest batch."""
-_DERIVED = ("retention.", "drop.", "speedup.", "speedup_torch.")
+_DERIVED = ("retention.", "drop.", "difference.", "speedup.", "speedup_torch.")
 _COSTS = ("macs", "parameters", "size_bytes", "package_bytes", "size_ratio", "peak_memory_bytes")
 _TIMES = ("latency_ms_", "throughput_per_s", "real_time_factor")
 
@@ -102,7 +102,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
     quality = [name for name in metrics if not name.startswith((*_DERIVED, *_TIMES)) and name not in _COSTS]
     chosen = [Column(name, None, quality=True) for name in quality]
     if quality:
-        kept = [f"{prefix}{quality[0]}" for prefix in ("retention.", "drop.")]
+        kept = [f"{prefix}{quality[0]}" for prefix in ("retention.", "drop.", "difference.")]
         chosen[1:1] = [Column(name, None, quality=True) for name in kept if name in metrics]
     chosen += [Column(name, None, quality=False) for name in _COSTS if name in metrics]
     for metric in ("latency_ms_p50", "speedup.latency_ms_p50", "speedup_torch.latency_ms_p50"):

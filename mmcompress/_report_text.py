@@ -35,7 +35,7 @@ STATUS_WORDS = {
 def title(metric: str, request: str | None = None) -> str:
     """A heading: ``recall@1``, ``embed_image p50``, ``embed_text speed-up``."""
     prefix, dot, base = metric.partition(".")
-    if dot and prefix in ("retention", "drop"):
+    if dot and prefix in ("retention", "drop", "difference"):
         return prefix
     if dot and prefix in ("speedup", "speedup_torch"):
         return f"{request or title(base)} speed-up" + (" over torch" if prefix == "speedup_torch" else "")
@@ -55,7 +55,7 @@ def number(metric: str, value: float, unit: str, digits: int = 1, like: float | 
     if unit == "ratio" and (metric.startswith("speedup") or metric == "size_ratio"):
         return f"{value:.{digits + 1}f}x"
     if unit == "ratio":
-        return f"{value * 100:.{digits}f} " + ("points" if metric.startswith("drop.") else "%")
+        return f"{value * 100:.{digits}f} " + ("points" if metric.startswith(("drop.", "difference.")) else "%")
     if unit in ("byte", "bytes", "B"):
         return _prefixed(value, "B", digits, scale)
     if unit in ("", "1", "count", "parameters", "macs", "MACs"):

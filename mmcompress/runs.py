@@ -55,6 +55,21 @@ def run(
         return _run(path, small, Store(Path(folder) / "store"), Path(folder) / "runs", listen, SMOKE_EXAMPLES)
 
 
+def run_seeds(recipe: Path | str, seeds: int, *, overrides: Sequence[str] = (), **options: Any) -> list[Outcome]:
+    """Run a recipe as often as that, with its own seed and the ones that follow; options are those of :func:`run`.
+
+    What does not follow from the seed (data, teacher outputs) is found by the later runs.
+    """
+    first = load_recipe(Path(recipe), overrides).seed
+    return [run(recipe, overrides=[*overrides, f"seed={first + more}"], **options) for more in range(seeds)]
+
+
+def worst(codes: Sequence[int]) -> int:
+    """The exit code of several runs: failed stages before failed demands before undecided ones."""
+    order = (StageError.exit_code, 1, 4, 0)
+    return min(codes, key=order.index)
+
+
 def _run(path: Path, recipe: Recipe, store: Store, runs: Path, listen: Listen, limit: int | None) -> Outcome:
     from mmcompress import gate, report
 
