@@ -25,13 +25,12 @@ def graphs(model: Any, task: str) -> list[Graph]:
     others = (shorter, sample_texts(model, length=11), _longest_texts(model))
     if task in ("caption", "vqa"):
         return _writing(model, task)
-    if task == "match":
-        variants = tuple({**pictures, **other} for other in others)
-        both = {**pictures, **texts}
-        return [Graph("match_model", Match(model).eval(), both, {**_PICTURES, **_TEXTS}, ("logits",), variants)]
+    variants = tuple({**pictures, **other} for other in others)
+    both = {**pictures, **texts}
+    match = Graph("match_model", Match(model).eval(), both, {**_PICTURES, **_TEXTS}, ("logits",), variants)
     vision = Graph("vision_model", ImageEmbeds(model).eval(), pictures, _PICTURES, ("image_embeds",))
     text = Graph("text_model", TextEmbeds(model).eval(), texts, _TEXTS, ("text_embeds",), others)
-    return [vision, text]
+    return {"match": [match], "retrieval": [vision, text], "pretrained": [vision, text, match]}[task]
 
 
 def _writing(model: Any, task: str) -> list[Graph]:
@@ -124,7 +123,7 @@ def traced(model: Any, task: str) -> list[Graph]:
     vision = Seen(model).eval()
     seen = vision(**pictures).detach()
     found = [Graph("vision_model", vision, pictures, {}, ())]
-    if task in ("vqa", "match"):
+    if task in ("vqa", "match", "pretrained"):
         found.append(Graph("text_encoder", AskedOfStates(model).eval(), {"seen": seen, **texts}, {}, ()))
     if task == "retrieval":
         found.append(Graph("text_encoder", TextEmbeds(model).eval(), texts, {}, ()))

@@ -21,12 +21,14 @@ _CLASSES = {
     "vqa": "BlipForQuestionAnswering",
     "match": "BlipForImageTextRetrieval",
     "retrieval": "BlipForImageTextRetrieval",
+    "pretrained": "BlipForImageTextRetrieval",
 }
 _TEXT_STACKS = {
     "caption": ("text_decoder.bert.encoder.layer",),
     "vqa": ("text_encoder.encoder.layer", "text_decoder.bert.encoder.layer"),
     "match": ("text_encoder.encoder.layer",),
     "retrieval": ("text_encoder.encoder.layer",),
+    "pretrained": ("text_encoder.encoder.layer",),
 }
 
 
@@ -100,6 +102,8 @@ def outputs(model: Any, task: str, batch: Mapping[str, Tensor], want: frozenset[
             model, seen.last_hidden_state, batch["input_ids"], batch["attention_mask"]
         )
     else:
+        if "fusion.logits" in want:
+            result["fusion.logits"] = pairs_match_logits(model, seen.last_hidden_state, batch)
         result["vision.embeds"] = image_embeds(model, seen.last_hidden_state)
         result["text.embeds"] = text_embeds(model, batch["input_ids"], batch["attention_mask"])
         result["fusion.logit_scale"] = result["vision.embeds"].new_full((), scale)
@@ -134,6 +138,23 @@ def match_logits(model: Any, seen: Tensor, input_ids: Tensor, mask: Tensor) -> T
     """Whether a text fits a picture: [b, 2], the second is yes."""
     logits: Tensor = model.itm_head(question_states(model, seen, input_ids, mask)[:, 0])
     return logits
+
+
+def pairs_match_logits(model: Any, seen: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Whether texts fit pictures with states [b, t, d]: [2 b, 2], each with its own text, then with the next example's."""
+    import torch
+
+    texts = [torch.cat([batch[name], batch[name].roll(-1, 0)]) for name in ("input_ids", "attention_mask")]
+    return match_logits(model, torch.cat([seen, seen]), *texts)
+
+
+def fits(batch: Mapping[str, Tensor]) -> Tensor:
+    """Which of the pairs of :func:`pairs_match_logits` fit, [2 b]: one's own text, and a next one that reads the same."""
+    import torch
+
+    ids = batch["input_ids"]
+    same = (ids == ids.roll(-1, 0)).all(dim=1)
+    return torch.cat([torch.ones_like(same), same]).long()
 
 
 def image_embeds(model: Any, seen: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class BlipProcessor:
 
     def __init__(self, folder: Path, config: Mapping[str, Any], task: str, max_tokens: int) -> None:
         text = config.get("text_config") or {}
-        self._read = {"vqa": "question", "match": "text", "retrieval": "text"}.get(task)
+        self._read = {"vqa": "question", "match": "text", "retrieval": "text", "pretrained": "text"}.get(task)
         self._written = {"vqa": "answers", "caption": "text"}.get(task)
         self.images = ImageEncoder(read_image_settings(folder))
         positions = int(text.get("max_position_embeddings", 512))
@@ -36,7 +36,7 @@ class BlipProcessor:
         )
         self.targets = TargetEncoder(load_tokenizer(folder), settings)
         names = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-        self.classes = tuple(names[key] for key in sorted(names, key=int)) if task == "match" else ()
+        self.classes = tuple(names[key] for key in sorted(names, key=int)) if task in ("match", "pretrained") else ()
         self._columns = {"image", *filter(None, (self._read, self._written)), *(["label"] if task == "match" else [])}
 
     def compact(self, values: Mapping[str, Sequence[Any]]) -> Feeds:

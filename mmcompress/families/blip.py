@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mmcompress.component import JSON
 from mmcompress.errors import UsageError
@@ -31,10 +31,22 @@ if TYPE_CHECKING:
 
     from mmcompress.losses import Outputs
 
-Task = Literal["caption", "vqa", "match", "retrieval"]
+Task = Literal["caption", "vqa", "match", "retrieval", "pretrained"]
 _WRITES = ("encoder_model", "decoder_model")
 _CAPTION_TOKENS, _ANSWER_TOKENS = 16, 4
 """Tokens that every model writes when it is timed."""
+_EMBEDS = ("vision.embeds", "text.embeds", "fusion.logit_scale")
+
+
+class Terms(BaseModel):
+    """Weights of what a model was pre-trained with (Li et al., arXiv:2201.12086, section 3.2); its task loss is their sum."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    contrastive: float = Field(1.0, ge=0)
+    """Of CLIP's contrastive loss of the embeddings."""
+    matching: float = Field(1.0, ge=0)
+    """Of the cross entropy of the matching head on each picture with its own text and with that of the next example."""
 
 
 class Blip(TransformersFamily):
@@ -44,7 +56,10 @@ class Blip(TransformersFamily):
 
     task: Task = "caption"
     """``caption``: describes; ``vqa``: answers questions in words; ``match``: tells whether a text fits, by the matching
-    head; ``retrieval``: embeds pictures and texts in one space, by the contrastive heads."""
+    head; ``retrieval``: embeds pictures and texts in one space, by the contrastive heads; ``pretrained``: both of these,
+    learned from pairs alone, without labels."""
+    terms: Terms | None = None
+    """What a ``pretrained`` model learns by; both terms alike where none is given."""
     beams: int = Field(1, ge=1, le=16)
     """1 is greedy search."""
     max_tokens: int = Field(32, ge=2)
@@ -54,19 +69,25 @@ class Blip(TransformersFamily):
     temperature: float = Field(0.07, gt=0)
     """Of the contrastive heads: checkpoints for retrieval do not hold the one they were trained with."""
 
+    @model_validator(mode="after")
+    def _terms_of_a_pretrained_model(self) -> Blip:
+        if self.terms is not None and self.task != "pretrained":
+            raise ValueError(f"terms weigh what `task: pretrained` learns by; the task is {self.task}")
+        return self
+
     @property
     def requests(self) -> tuple[Request, ...]:
-        """``caption``, ``answer``, ``match``, or ``embed_image`` and ``embed_text``, by the task."""
+        """``caption``, ``answer``, or those of ``embed_image``, ``embed_text`` and ``match`` that the task has heads for."""
         if self.task == "caption":
             return (Request("caption", ("image",), _WRITES, "tokens", _CAPTION_TOKENS),)
         if self.task == "vqa":
             return (Request("answer", ("image", "question"), _WRITES, "tokens", _ANSWER_TOKENS),)
-        if self.task == "match":
-            return (Request("match", ("image", "text"), ("match_model",), "scores"),)
-        return (
+        match = (Request("match", ("image", "text"), ("match_model",), "scores"),)
+        embed = (
             Request("embed_image", ("image",), ("vision_model",)),
             Request("embed_text", ("text",), ("text_model",)),
         )
+        return {"match": match, "retrieval": embed, "pretrained": (*embed, *match)}[self.task]
 
     @property
     def columns(self) -> frozenset[str]:
@@ -106,12 +127,14 @@ class Blip(TransformersFamily):
         """Logits of the next tokens, of the match, or embeddings, by the task; hidden states of the picture tower."""
         if self.task in ("caption", "vqa"):
             return frozenset({"decoder.logits", "decoder.mask", "vision.hidden_states"})
-        if self.task == "match":
-            return frozenset({"fusion.logits", "vision.hidden_states"})
-        return frozenset({"vision.embeds", "text.embeds", "fusion.logit_scale", "vision.hidden_states"})
+        return frozenset({*self.task_needs(), "vision.hidden_states"})
+
+    def changing(self) -> frozenset[str]:
+        """Of a pre-trained model the logits of the match: they are also of the next example's text."""
+        return frozenset({"fusion.logits"}) if self.task == "pretrained" else frozenset()
 
     def task_loss(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> Tensor:
-        """Cross entropy of the next token or of the match; CLIP's contrastive loss for retrieval."""
+        """Cross entropy of the next token or of the match; CLIP's contrastive loss; the weighted sum of both last ones."""
         from torch.nn.functional import cross_entropy
 
         if self.task in ("caption", "vqa"):
@@ -122,22 +145,30 @@ class Blip(TransformersFamily):
             return cross_entropy(outputs["fusion.logits"], batch["label"])
         from mmcompress.families._clip_model import contrastive_loss
 
-        image, text, scale = (outputs[name] for name in ("vision.embeds", "text.embeds", "fusion.logit_scale"))
-        return contrastive_loss(image, text, scale, batch["input_ids"])
+        image, text, scale = (outputs[name] for name in _EMBEDS)
+        contrastive = contrastive_loss(image, text, scale, batch["input_ids"])
+        if self.task == "retrieval":
+            return contrastive
+        from mmcompress.families._blip_model import fits
+
+        weights = self.terms or Terms()
+        matching = cross_entropy(outputs["fusion.logits"], fits(batch))
+        return weights.contrastive * contrastive + weights.matching * matching
 
     def task_needs(self) -> frozenset[str]:
         """What :meth:`task_loss` reads, by the task."""
         if self.task in ("caption", "vqa"):
             return frozenset({"decoder.logits"})
-        if self.task == "match":
-            return frozenset({"fusion.logits"})
-        return frozenset({"vision.embeds", "text.embeds", "fusion.logit_scale"})
+        heads: dict[str, tuple[str, ...]] = {"match": ("fusion.logits",), "retrieval": _EMBEDS}
+        return frozenset(heads.get(self.task, ("fusion.logits", *_EMBEDS)))
 
     def default_losses(self) -> tuple[JSON, ...]:
-        """The teacher's distribution of each token or of the match, beside the data's own; CLIP-KD's for retrieval."""
+        """The teacher's distribution of each token or of the match, beside the data's own; CLIP-KD's for embeddings."""
         if self.task in ("caption", "vqa"):
             return ({"logits_kl": {"output": "decoder.logits", "mask": "decoder.mask"}}, "task")
-        return ("logits_kl", "task") if self.task == "match" else super().default_losses()
+        if self.task == "match":
+            return ("logits_kl", "task")
+        return (*super().default_losses(), *(("logits_kl", "task") if self.task == "pretrained" else ()))
 
     # --- compressing and exporting ---
 
@@ -148,7 +179,7 @@ class Blip(TransformersFamily):
         return prunable(model, self.task)
 
     def graphs(self, model: torch.nn.Module) -> list[Graph]:
-        """``encoder_model`` and ``decoder_model``, ``match_model``, or ``vision_model`` and ``text_model``, by the task."""
+        """``encoder_model`` and ``decoder_model``, or those of ``vision_model``, ``text_model`` and ``match_model`` that answer."""
         from mmcompress.families._blip_graphs import graphs
 
         return graphs(model, self.task)

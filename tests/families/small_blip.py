@@ -22,6 +22,7 @@ PAIRS = "{{dataset: {{path: {split}/rows.jsonl, columns: {{image: '{{image}}', t
 QUESTIONS = (
     "{{dataset: {{path: {split}/rows.jsonl, columns: {{image: '{{image}}', question: question, answers: answers}}}}}}"
 )
+TEXTS = "{{dataset: {{path: {split}/rows.jsonl, columns: {{image: '{{image}}', texts: text}}}}}}"
 RECIPE = """\
 version: 1
 name: blip-{task}
@@ -82,15 +83,25 @@ def pair(rng: random.Random, picture: Path) -> dict[str, Any]:
     return {"image": picture.name, "text": f"the color is {shown if fits else said}", "label": "yes" if fits else "no"}
 
 
+def fitting(rng: random.Random, picture: Path) -> dict[str, Any]:
+    """A cloth, and the sentence that names it: nothing says that other sentences do not fit."""
+    shown = rng.choice(list(COLOURS))
+    cloth(rng, shown).save(picture)
+    return {"image": picture.name, "text": f"the color is {shown}"}
+
+
 def write_recipe(task: str, data: str, metric: str, steps: int, rate: float, folder: Path) -> Path:
     write_config(folder)
-    make = {"vqa": question, "match": pair}.get(task)
+    splits = {name: data.format(split=name) for name in ("train", "validation", "test")}
+    make = {"vqa": question, "match": pair, "pretrained": pair}.get(task)
     if make is None:
         write_pictures(folder)
     else:
         for seed, (name, count) in enumerate({"train": 1200, "validation": 64, "test": 400}.items()):
-            write_rows(folder, name, count, make, seed)
-    splits = {name: data.format(split=name) for name in ("train", "validation", "test")}
+            # What is only pre-trained sees texts that fit, and no labels.
+            alone = task == "pretrained" and name == "train"
+            write_rows(folder, name, count, fitting if alone else make, seed)
+            splits[name] = TEXTS.format(split=name) if alone else splits[name]
     text = RECIPE.format(task=task, metric=metric, steps=steps, rate=rate, **splits)
     (folder / "recipe.yaml").write_text(text)
     return folder / "recipe.yaml"
@@ -105,4 +116,5 @@ CASES = [
     _case("caption", CAPTIONS, "cider", "caption", MAJORITY, "cider", 250, 0.002),
     _case("vqa", QUESTIONS, "vqa_accuracy", "answer", 0.18, "vqa_accuracy", 150, 0.002),
     _case("match", PAIRS, "accuracy", "match", 0.55, "accuracy: {request: match}", 300, 0.001),
+    _case("pretrained", PAIRS, "accuracy", "match", 0.55, "accuracy: {request: match}", 300, 0.001),
 ]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from small_blip import SIDE, config, write_config
 
 from mmcompress import deploy
@@ -21,7 +22,7 @@ from mmcompress.families.blip import Blip
 from mmcompress.runtimes.torch import TorchSession
 from mmcompress.stages.prune import Budget, prune_model, rank_by_weights
 
-TASKS = ("caption", "vqa", "match", "retrieval")
+TASKS = ("caption", "vqa", "match", "retrieval", "pretrained")
 QUESTION = "what color is the left side"
 
 
@@ -105,6 +106,28 @@ def test_match_and_embeddings_are_those_of_transformers(root: Path) -> None:
             found = family.answer(session.run, "embed_image", feeds) @ family.answer(session.run, "embed_text", feeds).T
         session.close()
         assert np.allclose(found, expected, atol=1e-5)
+
+
+def test_a_pretrained_model_learns_by_the_weighted_sum_of_its_terms(root: Path) -> None:
+    texts = ["the color is red", "the color is blue", "the color is blue"]
+    folder = _folder("pretrained", root)
+    family = _family("pretrained", root, terms={"contrastive": 0.5, "matching": 2.0})
+    feeds = family.processor(folder).encode({"image": _pictures(3), "text": texts})
+    batch = {name: torch.from_numpy(feeds[name]) for name in ("pixel_values", "input_ids", "attention_mask")}
+    model: Any = family.load(folder)
+    with torch.inference_mode():
+        outputs = family.outputs(model, batch, family.task_needs())
+        loss = family.task_loss(outputs, batch)
+        texts_of = {name: torch.cat([batch[name], batch[name][[1, 2, 0]]]) for name in ("input_ids", "attention_mask")}
+        logits = model(pixel_values=torch.cat([batch["pixel_values"]] * 2), **texts_of).itm_score
+        contrastive = Blip.task_loss(_family("retrieval", root), outputs, batch)
+    assert torch.allclose(outputs["fusion.logits"], logits, atol=1e-5)
+    # The second picture's next text is its own: that pair fits too.
+    matching = torch.nn.functional.cross_entropy(logits, torch.tensor([1, 1, 1, 0, 1, 0]))
+    assert torch.allclose(loss, 0.5 * contrastive + 2.0 * matching, atol=1e-5)
+    assert family.changing() == {"fusion.logits"}
+    with pytest.raises(ValidationError, match="task: pretrained"):
+        _family("match", root, terms={"matching": 1.0})
 
 
 @pytest.mark.parametrize("task", ["vqa", "match"])
