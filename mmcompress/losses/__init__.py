@@ -23,7 +23,7 @@ fusion.scale            []                the standard deviation of numbers in t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -52,6 +52,13 @@ class Loss(Component):
         """The attention that both models must be loaded with: ``eager`` where maps are read, which SDPA does not give."""
         return "eager" if any(name.endswith(".attentions") for name in self.needs()) else None
 
+    def kept_classes(self) -> Mapping[str, int]:
+        """Outputs of the teacher of which this loss reads the likeliest classes alone, and how many.
+
+        Their names may then come as :mod:`mmcompress.losses._top_k` says, where they were stored.
+        """
+        return {}
+
     def accumulates(self) -> bool:
         """Whether a batch's loss adds up from its parts: their mean, each weighted by :meth:`count`.
 
@@ -74,6 +81,16 @@ class Loss(Component):
     def compute(self, student: Outputs, teacher: Outputs, projection: torch.nn.Module | None) -> Tensor:
         """The loss, a scalar, without :attr:`weight`."""
         raise NotImplementedError
+
+
+def kept_classes(losses: Sequence[Loss]) -> dict[str, int]:
+    """Outputs of which no loss reads more than the likeliest classes, and how many of them the losses read at most."""
+    found: dict[str, int] = {}
+    for loss in losses:
+        for name, k in loss.kept_classes().items():
+            found[name] = max(k, found.get(name, 0))
+    whole = {name for loss in losses for name in loss.needs() - loss.kept_classes().keys()}
+    return {name: k for name, k in found.items() if name not in whole}
 
 
 AnyLoss = Annotated[Loss, Slot("losses")]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import model_validator
+
 from mmcompress.losses import Outputs
 from mmcompress.losses._divergence import Direction, divergence, masked_mean
 from mmcompress.losses._logits import LogitsLoss
@@ -23,6 +25,12 @@ class LogitsKL(LogitsLoss):
     outcomes: Outcomes = "exclusive"
     """``exclusive``: one of the classes (softmax); ``independent``: each class by itself (sigmoid), as models are trained
     by binary cross entropy."""
+
+    @model_validator(mode="after")
+    def _one_of_all(self) -> LogitsKL:
+        if self.top_k is not None and self.outcomes == "independent":
+            raise ValueError("top_k takes the unlikely classes together, which independent classes cannot be")
+        return self
 
     def compute(self, student: Outputs, teacher: Outputs, projection: torch.nn.Module | None) -> Tensor:
         """:func:`logits_kl`, with the student's mask.

@@ -14,6 +14,8 @@ SMALLEST_AREA = 0.6
 """Smallest share of the picture that a crop keeps."""
 COLOUR = 0.1
 """Farthest change of light and contrast, as a share."""
+REVISION = 1
+"""Raised where the same draws give other pictures."""
 
 
 def augment_pictures(

@@ -35,10 +35,15 @@ from mmcompress.store import read_json, write_json
 
 Progress = Callable[[str, int, int], None]
 Augment = Literal["none", "shift", "crop"]
+Stored = Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | None], Feeds]
 CHUNK = 256
 """Examples that are encoded at a time."""
 ALTERNATIVES = "texts"
 """The column of which each example holds several values, as good as one another; a processor calls one ``text``."""
+DRAWS = ("x", "y", "area", "light", "gap")
+"""The parameters of a view of a picture; see :func:`mmcompress.stages._augment.augment_pictures`."""
+OF_VIEWS = -1
+"""Stands for the seed of views that are the same for every seed."""
 _FORMAT = 2
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """Splitmix64's step from one number to the next: a place in a text is that many steps from its example's hash."""
@@ -58,6 +63,8 @@ class Encoded:
     """[n + 1]: where the texts of each example begin; None where there are no texts."""
     notes: Mapping[str, int] = field(default_factory=dict)
     """What the processor tells of the examples, counted."""
+    home: Path | None = None
+    """Where the arrays lie, and what else is worth keeping of them."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -76,18 +83,34 @@ class Encoded:
         chosen: NDArray[np.int64] = first + (uniform(self.hashes[rows], seed, epoch, "texts") * count).astype(np.int64)
         return chosen
 
-    def feeds(self, rows: NDArray[np.int64], texts: NDArray[np.int64], view: View | None = None) -> Feeds:
-        """Graph inputs of examples and texts, as they are or in a view of them."""
+    def feeds(
+        self,
+        rows: NDArray[np.int64],
+        texts: NDArray[np.int64],
+        view: View | None = None,
+        numbers: NDArray[np.int64] | None = None,
+    ) -> Feeds:
+        """Graph inputs of examples and texts, as they are or in a view of them.
+
+        ``numbers`` [b] say which of an example's own views is shown (:meth:`View.numbers`); None for views without end.
+        """
         compact: Feeds = {}
         for name, array in self.arrays.items():
             compact[name] = np.asarray(array[texts if name in self.of_texts else rows])
-        return self.processor.expand(compact if view is None else self._viewed(compact, self.hashes[rows], view))
+        if view is not None:
+            compact = self._viewed(compact, self.hashes[rows], view, numbers)
+        return self.processor.expand(compact)
 
-    def _viewed(self, compact: Feeds, hashes: NDArray[np.uint64], view: View) -> Feeds:
+    def _viewed(
+        self, compact: Feeds, hashes: NDArray[np.uint64], view: View, numbers: NDArray[np.int64] | None
+    ) -> Feeds:
         """Altered pictures, texts with hidden words, and inputs left out where the processor has ``leave_out``."""
         result = dict(compact)
         if view.augment != "none":
-            draws = {stream: view.draw(hashes, stream) for stream in ("x", "y", "area", "light", "gap")}
+            draws = {
+                stream: view.draw(hashes, stream) if numbers is None else draw_of_view(hashes, numbers, stream)
+                for stream in DRAWS
+            }
             for name, array in compact.items():
                 if is_pictures(array):
                     sizes = compact.get(f"{name}_size")
@@ -122,10 +145,29 @@ class View:
     augment: Augment = "none"
     thin: bool = False
     """Whether inputs are left out, where the model is trained with missing ones."""
+    views: int | None = None
+    """How many views there are of each example, the same for every seed; a new one in each epoch where None."""
+
+    def numbers(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64] | None:
+        """Which of its views an example shows in this epoch, [b]: one after the other, from another one in each seed."""
+        if self.views is None or self.augment == "none":
+            return None
+        first = (uniform(hashes, self.seed, 0, "view") * self.views).astype(np.int64)
+        chosen: NDArray[np.int64] = (first + self.epoch) % self.views
+        return chosen
 
     def draw(self, hashes: NDArray[np.uint64], stream: str) -> NDArray[np.float64]:
         """A number in [0, 1) for each of the hashes, by what it is for."""
         return uniform(hashes, self.seed, self.epoch, stream)
+
+
+def draw_of_view(hashes: NDArray[np.uint64], numbers: NDArray[np.int64], stream: str) -> NDArray[np.float64]:
+    """A parameter of an example's own views, in [0, 1), [b]: it follows from the example and the view's number alone."""
+    drawn = np.empty(len(hashes), np.float64)
+    for number in np.unique(numbers).tolist():
+        members = numbers == number
+        drawn[members] = uniform(hashes[members], OF_VIEWS, number, stream)
+    return drawn
 
 
 def is_pictures(array: NDArray[Any]) -> bool:
@@ -157,12 +199,14 @@ class Batches:
     augment: Augment = "none"
     teacher: Encoded | None = None
     """The same examples as another model is fed them; None where it is fed alike, or is not fed."""
-    stored: Callable[[NDArray[np.int64], NDArray[np.int64]], Feeds] | None = None
-    """Stored outputs of the teacher by rows of examples and of texts."""
+    stored: Stored | None = None
+    """Stored outputs of the teacher by rows of examples and of texts, and by numbers of views."""
     asks: bool = False
     """Whether a teacher is asked for every batch."""
     thin: bool = False
     """Whether inputs are left out, where the model is trained with missing ones; not in validation."""
+    views: int | None = None
+    """How many views there are of each example, the same for every seed; a new one in each epoch where None."""
 
     def __post_init__(self) -> None:
         if len(self.data) < self.size:
@@ -186,15 +230,16 @@ class Batches:
         """``inputs`` of the model; ``teacher_inputs`` where they differ, ``teacher_outputs`` where they are stored."""
         epoch, rows = self.rows(number)
         texts = self.data.texts(rows, self.seed, epoch)
-        view = View(self.seed, epoch, self.augment)
-        batch = {"inputs": self.data.feeds(rows, texts, replace(view, thin=self.thin))}
+        view = View(self.seed, epoch, self.augment, views=self.views)
+        numbers = view.numbers(self.data.hashes[rows])
+        batch = {"inputs": self.data.feeds(rows, texts, replace(view, thin=self.thin), numbers)}
         # A teacher sees all inputs, so that its answers are the same whether they are stored or not.
         own = self.data if self.thin and self.data.leaves_out and self.asks else None
         whole = self.teacher or own
         if whole is not None:
-            batch["teacher_inputs"] = whole.feeds(rows, texts, view)
+            batch["teacher_inputs"] = whole.feeds(rows, texts, view, numbers)
         if self.stored is not None:
-            batch["teacher_outputs"] = self.stored(rows, texts)
+            batch["teacher_outputs"] = self.stored(rows, texts, numbers)
         return batch
 
 
@@ -249,7 +294,7 @@ def encode(examples: Examples, family: Family, folder: Path, cache: Path, identi
     index = read_json(home / "index.json")
     arrays = {name: np.load(home / file, mmap_mode="r", allow_pickle=False) for name, file in index["arrays"].items()}
     offsets = np.load(home / "texts.offsets.npy", allow_pickle=False) if index["of_texts"] else None
-    return Encoded(key, ids, processor, arrays, frozenset(index["of_texts"]), offsets, index["notes"])
+    return Encoded(key, ids, processor, arrays, frozenset(index["of_texts"]), offsets, index["notes"], home)
 
 
 def preprocessing_identity(examples: Examples, family: Family, folder: Path, processor: Processor) -> JSON:

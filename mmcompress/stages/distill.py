@@ -10,7 +10,7 @@ from pydantic import Field
 from mmcompress.component import JSON, parse
 from mmcompress.errors import UsageError
 from mmcompress.families import Family
-from mmcompress.losses import AnyLoss, Loss
+from mmcompress.losses import AnyLoss, Loss, kept_classes
 from mmcompress.losses.task import Task
 from mmcompress.stages import Stage, StageInput
 from mmcompress.stages._pseudo_labels import LabelFilter, Labels, target_of, with_teacher_labels
@@ -32,7 +32,7 @@ class Distill(TrainingFields, Stage):
     """The weighted terms; the family's own choice where none are named (see :meth:`Family.default_losses`)."""
     teacher_outputs: TeacherOutputs | None = None
     """``cached`` asks the teacher once about every example and keeps the answers; ``online`` asks it at every step.
-    Where neither is said, ``cached`` if the losses allow it."""
+    Where neither is said, ``cached`` if the losses allow it and read no sequence's logits without ``top_k``."""
     teacher_views: int | None = Field(None, ge=1, le=1000)
     """With ``augment``: each example is seen in this many views and no others, one per epoch in turn, and the teacher's
     answers about them can be cached. The views are the same for every seed. Without it, every epoch has new views."""
@@ -77,7 +77,10 @@ class Distill(TrainingFields, Stage):
         """Whether the teacher's outputs are stored or asked for at every step."""
         if self.teacher_outputs is not None:
             return self.teacher_outputs
-        return "online" if self._not_stored(self.terms(family), family) else "cached"
+        losses = self.terms(family)
+        sequences = {name for loss in losses for name in loss.needs() if mask_of(family, name) in loss.needs()}
+        # Every class of every token is as large as no data set is: that is cached where it is asked for.
+        return "online" if self._not_stored(losses, family) or sequences - kept_classes(losses).keys() else "cached"
 
     def _unfed(self, losses: Sequence[Loss], student: Family, teacher: Family) -> Problems:
         problems: Problems = []
@@ -105,7 +108,9 @@ class Distill(TrainingFields, Stage):
     def _not_stored(self, losses: Sequence[Loss], teacher: Family) -> Problems:
         problems: Problems = []
         if self.augment != "none" and self.teacher_views is None:
-            message = f"`augment: {self.augment}` shows a new view in each epoch; expected `teacher_views: 4`, or `online`"
+            message = (
+                f"`augment: {self.augment}` shows a new view in each epoch; expected `teacher_views: 4`, or `online`"
+            )
             problems.append((("teacher_outputs",), message))
         for index, loss in enumerate(losses):
             needs = loss.needs()

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from training_helpers import stage_input, write_model
 
 from mmcompress.errors import StageError, UsageError
+from mmcompress.families.captioner import Captioner
 from mmcompress.families.clip import Clip
 from mmcompress.losses import Loss
 from mmcompress.stages import Model, _teacher_outputs
@@ -68,30 +69,14 @@ def test_a_student_cut_from_the_teacher_with_the_task_loss_and_augmented_views(t
     assert losses["loss"] == pytest.approx(losses["task"] + 0.5 * losses["contrastive_kl"], rel=1e-4)
 
 
-def test_a_killed_pass_over_the_teacher_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_are_stored_and_seen_alike_whatever_asks(tmp_path: Path) -> None:
     teacher, student = write_model(tmp_path / "teacher"), write_model(tmp_path / "student", seed=1)
-    monkeypatch.setattr(_teacher_outputs, "CHUNK", 16)
-    monkeypatch.setattr(_teacher_outputs, "FLUSH_EVERY", 1)
-    asked: list[int] = []
-    original = _teacher_outputs.Asked.__call__
-
-    def counted(self: Any, inputs: Any, want: Any = None) -> Any:
-        asked.append(1)
-        if len(asked) == 4:
-            raise KeyboardInterrupt
-        return original(self, inputs, want)
-
-    monkeypatch.setattr(_teacher_outputs.Asked, "__call__", counted)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, "stage", student, teacher)
-    killed = run(tmp_path, "stage", student, teacher)
-    # 96 pictures and 192 texts in chunks of 16: 6 + 12; three were done before the fourth was interrupted.
-    assert len(asked) == 1 + 6 + 12
-    monkeypatch.undo()
-    for part in (tmp_path / "cache" / "teacher_outputs").iterdir():
-        part.rename(part.with_name("gone-" + part.name))
-    whole = run(tmp_path, "whole", student, teacher)
-    assert killed["losses"] == pytest.approx(whole["losses"], abs=1e-5)
+    fields: dict[str, Any] = {"augment": "crop", "teacher_views": 2, "evaluations": 1}
+    facts = {
+        kind: run(tmp_path, kind, student, teacher, teacher_outputs=kind, **fields) for kind in ("cached", "online")
+    }
+    for name, value in facts["online"]["losses"].items():
+        assert facts["cached"]["losses"][name] == pytest.approx(value, rel=1e-3)
 
 
 def test_a_teacher_that_is_not_finite_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +87,7 @@ def test_a_teacher_that_is_not_finite_is_told(tmp_path: Path, monkeypatch: pytes
         return {name: value * torch.nan for name, value in original(self, model, batch, want).items()}
 
     monkeypatch.setattr(Clip, "outputs", broken)
-    with pytest.raises(StageError, match="not finite"):
+    with pytest.raises(StageError, match="not finite for scenes/0/train/0, "):
         run(tmp_path, "stage", student, teacher)
 
 
@@ -125,8 +110,25 @@ def test_problems_are_found_before_anything_runs(tmp_path: Path) -> None:
     assert [where for where, _ in unfed] == [("losses", 1, "logits_kl")] * 2
     assert "fusion.logits" in unfed[0][1]
     sequence = {"logits_kl": {"output": "decoder.logits", "mask": "decoder.mask"}}
-    masked = told(losses=[sequence], teacher_outputs="cached")
-    assert any("online" in message for _, message in masked)
+    assert told(losses=[sequence], teacher_outputs="cached") == told(losses=[sequence])
+    layers = told(losses=["hidden_mse"], teacher_outputs="cached")
+    assert any("online" in message for _, message in layers)
+    assert told(teacher_views=2)[0][0] == ("teacher_views",)
+    assert told(augment="crop", teacher_views=2, teacher_outputs="cached") == []
+    assert Distill(augment="crop", teacher_views=2).asking(clip) == "cached"
+
+
+@pytest.mark.unit
+def test_sequences_are_stored_with_their_mask_and_by_default_with_few_classes(tmp_path: Path) -> None:
+    captioner = Captioner(path=tmp_path)
+
+    def stage(**fields: Any) -> Distill:
+        return Distill(losses=[{"logits_kl": {"output": "decoder.logits", **fields}}])
+
+    told = stage().model_copy(update={"teacher_outputs": "cached"}).problems(captioner, captioner)
+    assert "`mask: decoder.mask`" in told[0][1]
+    assert stage(mask="decoder.mask").asking(captioner) == "online"
+    assert stage(mask="decoder.mask", top_k=32).asking(captioner) == "cached"
 
 
 @pytest.mark.unit
