@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Any, Literal
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from mmcompress.errors import InputError
 from mmcompress.metrics import Bench, Measured, Row, Scores, Subject
 from mmcompress.metrics._pairs import SIDES, Pairs
 from mmcompress.metrics._quality import TIE, Column, absent_rows, derived_names, quality_rows, teacher_of
+
+PAIRS_GALLERY = 20
+"""Size of a gallery where every pair in it is a pass of the model and no size is given."""
 
 
 class RecallAtK(Pairs):
@@ -30,6 +33,9 @@ class RecallAtK(Pairs):
     """The split is cut into consecutive galleries of this size; None makes it one gallery."""
     gallery: Literal["own", "teacher"] = "own"
     """Whose embeddings the queries search: the model's own, or the teacher's."""
+    by: Literal["embeddings", "match"] | None = None
+    """What tells how near two are: the cosine of their embeddings, or the score of their match, which is asked for every
+    pair of a gallery (of 20 where no size is given). None takes embeddings where the model has them."""
 
     @field_validator("k")
     @classmethod
@@ -37,6 +43,18 @@ class RecallAtK(Pairs):
         if not k or min(k) < 1 or len(set(k)) != len(k):
             raise ValueError("expected different whole numbers from 1")
         return k
+
+    def fitted(self, offered: frozenset[str]) -> Self:
+        """With :attr:`by` filled in: matches where the model gives those and no embeddings."""
+        chosen = super().fitted(offered)
+        matches = "match" in offered and not {chosen.side, chosen.texts} <= offered
+        by = chosen.by or ("match" if matches else "embeddings")
+        size = chosen.gallery_size or (PAIRS_GALLERY if by == "match" else None)
+        return chosen.model_copy(update={"by": by, "gallery_size": size})
+
+    def needs(self) -> frozenset[str]:
+        """Embeddings of both sides, or the match of a pair."""
+        return frozenset({"match"}) if self.by == "match" else super().needs()
 
     def gives(self) -> frozenset[str]:
         """``recall_at_<k>`` and ``mrr``, with retention and drop."""
@@ -66,12 +84,15 @@ class RecallAtK(Pairs):
         samples: dict[str, list[dict[str, Any]]] = {}
         for subject in subjects:
             other = teacher if self.gallery == "teacher" and teacher is not None else subject
-            ranks, answers = rank_galleries(
-                (bench.answers(subject, self.side)[:used], bench.answers(other, self.texts)[:used]),
-                (bench.answers(subject, self.texts)[:used], bench.answers(other, self.side)[:used]),
-                positives,
-                size,
-            )
+            if self.by == "match":
+                similar = matches(subject, bench, used, size)
+            else:
+                similar = cosines(
+                    (bench.answers(subject, self.side)[:used], bench.answers(other, self.texts)[:used]),
+                    (bench.answers(subject, self.texts)[:used], bench.answers(other, self.side)[:used]),
+                    size,
+                )
+            ranks, answers = rank_galleries(similar, positives, size)
             scores[subject.name] = score_columns(ranks, self.k)
             for index, metric in enumerate(self._metrics()):
                 samples[f"{metric}/{subject.name}"] = _samples(
@@ -117,24 +138,44 @@ def positive_galleries(
     return galleries
 
 
+Similar = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""How near each picture is to each text of a gallery [size, size], and each text to each picture."""
+
+
+def cosines(image_to_text: Similar, text_to_image: Similar, size: int) -> Iterator[Similar]:
+    """Per gallery, by embeddings: each direction is a pair of queries and what they search [n, d], L2-normalised."""
+    (pictures, among_texts), (texts, among_pictures) = image_to_text, text_to_image
+    for start in range(0, len(pictures), size):
+        rows = slice(start, start + size)
+        yield pictures[rows] @ among_texts[rows].T, texts[rows] @ among_pictures[rows].T
+
+
+def matches(subject: Subject, bench: Bench, used: int, size: int) -> Iterator[Similar]:
+    """Per gallery, by the match of each picture with each text: a number, or the scores of no and yes."""
+    assert bench.test is not None
+    for start in range(0, used, size):
+        bench.progress(f"matching the pairs of {subject.name}", start, used)
+        examples = [bench.test[index].values for index in range(start, start + size)]
+        pictures = [values["image"] for values in examples for _ in examples]
+        texts = [values["texts"][0] for values in examples] * size
+        scores = bench.answers.ask(subject, "match", {"image": pictures, "text": texts})
+        fit = scores.reshape(size, size, -1)
+        similar = fit[..., 1] - fit[..., 0] if fit.shape[-1] == 2 else fit[..., 0]
+        yield similar, similar.T
+
+
 def rank_galleries(
-    image_to_text: tuple[NDArray[np.float32], NDArray[np.float32]],
-    text_to_image: tuple[NDArray[np.float32], NDArray[np.float32]],
-    positives: Sequence[NDArray[np.bool_]],
-    size: int,
+    similarities: Iterable[Similar], positives: Sequence[NDArray[np.bool_]], size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Ranks of each query's best positive [n, 2], from 1, and the index of its nearest gallery item [n, 2].
 
-    Each direction is a pair of queries and gallery [n, d]; columns are picture to text and text to picture.
+    Columns are picture to text and text to picture.
     """
     ranks = np.empty((len(positives) * size, 2), dtype=np.int64)
     answers = np.empty_like(ranks)
-    for number, positive in enumerate(positives):
+    for number, (both, positive) in enumerate(zip(similarities, positives, strict=True)):
         rows = slice(number * size, (number + 1) * size)
-        for column, ((queries, gallery), answer) in enumerate(
-            zip((image_to_text, text_to_image), (positive, positive.T), strict=True)
-        ):
-            similar = queries[rows] @ gallery[rows].T
+        for column, (similar, answer) in enumerate(zip(both, (positive, positive.T), strict=True)):
             best = np.where(answer, similar, -np.inf).max(axis=1, keepdims=True)
             ranks[rows, column] = 1 + ((similar >= best - TIE) & ~answer).sum(axis=1)
             answers[rows, column] = number * size + similar.argmax(axis=1)

@@ -56,6 +56,13 @@ def comparison(rng: random.Random, picture: Path) -> dict[str, JSON]:
     return {"image": picture.name, "image2": other.name, "text": f"both show {said}", "label": label}
 
 
+def named(rng: random.Random, picture: Path) -> dict[str, JSON]:
+    """A cloth and its name."""
+    colour, pattern = rng.choice(list(COLOURS)), rng.choice(PATTERNS)
+    cloth(rng, colour, pattern).save(picture)
+    return {"image": picture.name, "text": f"it is {pattern} {colour}"}
+
+
 def write_rows(folder: Path, name: str, count: int, make: Any, seed: int) -> None:
     rng = random.Random(seed)
     home = folder / name
@@ -116,7 +123,18 @@ def write_nlvr(folder: Path) -> Path:
     return folder / "recipe.yaml"
 
 
+def write_retrieval(folder: Path) -> Path:
+    for seed, (name, count) in enumerate({"train": 1200, "validation": 64, "test": 420}.items()):
+        write_rows(folder, name, count, named, seed)
+    write_model(folder, ("LABEL_0", "LABEL_1"), QUESTION_WORDS)
+    columns = "columns: {image: '{image}', texts: text}"
+    values = {"columns": columns, "fields": "task: retrieval", "steps": 220, "more": 220, "metric": "recall_at_k"}
+    (folder / "recipe.yaml").write_text(RECIPE.format(**values))
+    return folder / "recipe.yaml"
+
+
 CASES = [
     Case("vilt-vqa", write_vqa, "vqa_accuracy", "answer", majority=0.18),
     Case("vilt-nlvr", write_nlvr, "accuracy", "classify", majority=0.55, slow=True),
+    Case("vilt-retrieval", write_retrieval, "recall_at_1", "match", majority=1 / 12, slow=True),
 ]

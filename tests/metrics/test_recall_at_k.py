@@ -2,16 +2,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
 from conftest import GivenFamily
 from pydantic import ValidationError
 
+from mmcompress.data import Example
 from mmcompress.errors import InputError
 from mmcompress.families import Request
-from mmcompress.metrics.recall_at_k import RecallAtK, positive_galleries, rank_galleries, score_columns
+from mmcompress.metrics import Bench
+from mmcompress.metrics.recall_at_k import RecallAtK, cosines, positive_galleries, rank_galleries, score_columns
 
 pytestmark = pytest.mark.unit
 
@@ -21,7 +23,7 @@ def test_ranks_and_scores_by_hand() -> None:
     texts = np.array([[1, 0], [0.8, 0.6], [0.1, 0.9]], dtype=np.float32)
     # similarities: picture 0: 1, .8, .1   picture 1: 0, .6, .9   picture 2: .6, .96, .78
     positives = [np.eye(3, dtype=np.bool_)]
-    ranks, answers = rank_galleries((images, texts), (texts, images), positives, 3)
+    ranks, answers = rank_galleries(cosines((images, texts), (texts, images), 3), positives, 3)
     assert ranks.tolist() == [[1, 1], [2, 3], [2, 2]]  # text 1 likes pictures 2 (.96), 0 (.8), 1 (.6)
     assert answers.tolist() == [[0, 0], [2, 2], [1, 1]]
     scores = score_columns(ranks, (1, 2))
@@ -32,7 +34,7 @@ def test_ranks_and_scores_by_hand() -> None:
 
 def test_a_tie_is_no_hit() -> None:
     same = np.tile(np.array([[0.6, 0.8]], dtype=np.float32), (100, 1))
-    ranks, _ = rank_galleries((same, same), (same, same), [np.eye(100, dtype=np.bool_)], 100)
+    ranks, _ = rank_galleries(cosines((same, same), (same, same), 100), [np.eye(100, dtype=np.bool_)], 100)
     assert (ranks == 100).all()
 
 
@@ -126,6 +128,42 @@ def test_the_teachers_gallery(setup: Any) -> None:
     )
     with pytest.raises(InputError, match="needs the teacher"):
         RecallAtK(gallery="teacher").measure(subjects[1:], bench)
+
+
+def test_a_model_that_scores_pairs_is_asked_for_every_pair_of_a_gallery(subject: Any) -> None:
+    fits = {("p0", "a"): 0.9, ("p0", "b"): 0.1, ("p1", "a"): 0.8, ("p1", "b"): 0.7}
+    asked: list[int] = []
+
+    class Scored:
+        columns: ClassVar[dict[str, Any]] = {"texts": [("a",), ("b",)] * 2, "picture": ["p0", "p1"] * 2}
+
+        def values(self, name: str) -> Any:
+            return self.columns[name]
+
+        def ask(self, subject: Any, request: str, values: Any) -> np.ndarray:
+            asked.append(len(values["image"]))
+            yes = np.array([fits[pair] for pair in zip(values["image"], values["text"], strict=True)], np.float32)
+            return np.stack([1 - yes, yes], axis=1)
+
+    class Test:
+        ids = ("e0", "e1", "e2", "e3")
+        columns = frozenset({"image", "texts"})
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> Example:
+            return Example(self.ids[index], {"image": f"p{index % 2}", "texts": (["a", "b"][index % 2],)})
+
+    metric = RecallAtK(k=(1,), gallery_size=2).fitted(frozenset({"match"}))
+    assert (metric.by, metric.needs()) == ("match", {"match"})
+    assert RecallAtK().fitted(frozenset({"match"})).gallery_size == 20
+    bench = Bench(test=cast("Any", Test()), threads=1, seed=0, answers=Scored())
+    rows = metric.measure([subject("teacher", "teacher")], bench).rows
+    assert asked == [4, 4]
+    # Picture p0 likes a best, p1 likes a better than its own b; text a likes p0, text b likes p1.
+    assert _find(rows, "teacher", "recall_at_1", "image_to_text").value == pytest.approx(0.5)
+    assert _find(rows, "teacher", "recall_at_1", "text_to_image").value == pytest.approx(1.0)
 
 
 def test_fewer_examples_than_a_gallery_are_no_measurement(setup: Any) -> None:
