@@ -18,7 +18,8 @@ from mmcompress.component import digest_path
 from mmcompress.errors import StageError
 from mmcompress.families import Graph
 from mmcompress.package import load_package
-from mmcompress.runtimes._quantize import quantize_rows, weighted_nodes
+from mmcompress.runtimes._quantize import weighted_nodes
+from mmcompress.runtimes._tables import quantize_rows
 from mmcompress.runtimes.onnxruntime import OnnxRuntime
 from mmcompress.runtimes.torch import open_model
 

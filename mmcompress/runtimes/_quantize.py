@@ -1,31 +1,66 @@
-"""Static INT8 of ONNX graphs by ONNX Runtime's quantizer, and embedding tables by rows. Shared by the runtimes' schemes."""
+"""Static INT8 of ONNX graphs: what is seen, what is smoothed, which ranges are taken. Shared by the runtimes' schemes."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+import tempfile
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mmcompress.errors import StageError
 from mmcompress.families import Feeds
-from mmcompress.runtimes import Scheme, TableForm
-from mmcompress.runtimes._axes import read_bounds, write_bounds
+from mmcompress.runtimes import Scheme
+from mmcompress.runtimes._axes import Bounds, read_bounds, write_bounds
+from mmcompress.runtimes._calibrate import Statistics, observe
+from mmcompress.runtimes._histogram import Calibrator, range_of
+from mmcompress.runtimes._smooth import correct_biases, smooth
+from mmcompress.runtimes._tables import quantize_tables
 
 if TYPE_CHECKING:
     import onnx
 
-SMALLEST_TABLE = 4096
-"""Elements from which an embedding table is worth the three operators that read it by rows."""
+PRODUCTS = ("MatMul", "Gemm", "Conv")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one graph is quantized, within what the scheme says."""
+
+    calibrator: Calibrator = "minmax"
+    smoothing: float | None = None
+    """SmoothQuant's alpha."""
+    bias_correction: bool = False
+    float_nodes: tuple[str, ...] = ()
+    """Operators that stay float, by name."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A float graph, smoothed and with its tables in INT8, and what its operators saw."""
+
+    name: str
+    model: onnx.ModelProto
+    bounds: Bounds
+    candidates: tuple[str, ...]
+    """Operators that the scheme runs in INT8, by name."""
+    tables: tuple[str, ...]
+    smoothing: float | None
+    smoothed: int
+    """Activations that were scaled."""
+    statistics: Statistics
 
 
 def quantize_graph(
-    source: Path, output: Path, scheme: Scheme, feeds: Iterator[Feeds], nodes_to_exclude: Collection[str] = ()
+    source: Path,
+    output: Path,
+    scheme: Scheme,
+    feeds: Iterable[Feeds],
+    nodes_to_exclude: Collection[str] = (),
+    choice: Choice | None = None,
 ) -> dict[str, Any]:
-    """Quantize a graph by a scheme; ranges are minimum and maximum over ``feeds``.
+    """Quantize a graph by a scheme, with ranges from ``feeds``, which are read twice where activations are smoothed.
 
     Products of two activations (attention) stay float: there is no weight to make smaller, and softmax is sensitive.
     Gives which weighted operators run in INT8 and which in float, and the tables, by node name.
@@ -33,28 +68,100 @@ def quantize_graph(
     Raises:
         StageError: nothing in the graph matches the scheme, or the quantizer fails.
     """
+    choice = choice or Choice()
+    calibrated = calibrate(source, scheme, feeds, nodes_to_exclude, choice.smoothing)
+    return write_int8(calibrated, output, scheme, choice)
+
+
+def calibrate(
+    source: Path,
+    scheme: Scheme,
+    feeds: Iterable[Feeds],
+    nodes_to_exclude: Collection[str] = (),
+    smoothing: float | None = None,
+) -> Calibrated:
+    """See what the operators of a float graph are fed.
+
+    Raises:
+        StageError: nothing in the graph matches the scheme.
+    """
     import onnx
 
     model = onnx.load(source)
     bounds = read_bounds(model)
     tables = quantize_tables(model, nodes_to_exclude, scheme.tables)
-    weighted = weighted_nodes(model)
-    chosen = [node.name for node in weighted if node.op_type in scheme.operators and node.name not in nodes_to_exclude]
+    chosen = [
+        node.name
+        for node in weighted_nodes(model)
+        if node.op_type in scheme.operators and node.name not in nodes_to_exclude
+    ]
     if not chosen:
         raise StageError(f"{source.name}: no {', '.join(scheme.operators)} with weights; there is nothing to quantize")
-    _quantize_static(model, chosen, scheme, feeds, output)
+    tensors = watched_tensors(model, chosen, scheme)
+    statistics = observe(model, tensors, feeds, source.name)
+    smoothed = 0
+    if smoothing is not None:
+        smoothed = smooth(model, statistics, chosen, smoothing)
+        if smoothed:
+            statistics = observe(model, tensors, feeds, source.name)
+    return Calibrated(source.name, model, bounds, tuple(chosen), tuple(tables), smoothing, smoothed, statistics)
+
+
+def watched_tensors(model: onnx.ModelProto, chosen: Collection[str], scheme: Scheme) -> dict[str, int]:
+    """Tensors that need a range, with the axis of their channels: what goes into products, and what is not left float."""
+    found: dict[str, int] = {}
+    for node in model.graph.node:
+        if node.name in chosen:
+            axis = 1 if node.op_type == "Conv" else -1
+            found[node.input[0]] = axis
+            if node.op_type not in scheme.float_outputs:
+                found[node.output[0]] = axis
+    return found
+
+
+def write_int8(calibrated: Calibrated, output: Path, scheme: Scheme, choice: Choice) -> dict[str, Any]:
+    """Write the graph in INT8 by a choice; gives which operators run in INT8 and which in float.
+
+    Raises:
+        StageError: every operator is left in float, or the quantizer fails.
+    """
+    import onnx
+
+    assert choice.smoothing == calibrated.smoothing
+    chosen = [name for name in calibrated.candidates if name not in choice.float_nodes]
+    if not chosen:
+        raise StageError(f"{calibrated.name}: every operator is left in float")
+    model = onnx.ModelProto()
+    model.CopyFrom(calibrated.model)
+    corrected = 0
+    if choice.bias_correction:
+        levels = 63 if scheme.reduce_range else 127
+        corrected = correct_biases(model, calibrated.statistics, chosen, levels, scheme.per_channel)
+    levels = 254 if scheme.symmetric_activations else 255
+    ranges = {
+        name: range_of(calibrated.statistics[name].histogram, choice.calibrator, levels)
+        for name in watched_tensors(model, chosen, scheme)
+    }
+    weighted = [node.name for node in weighted_nodes(model)]
+    _quantize_static(model, chosen, scheme, ranges, output)
     quantized = onnx.load(output)
     _strip(quantized)
-    write_bounds(quantized, bounds)
+    write_bounds(quantized, calibrated.bounds)
     onnx.save(quantized, output)
     int8 = int8_products(quantized)
     missing = sorted(set(chosen) - int8)
     if missing:
-        raise StageError(f"{source.name}: the quantizer left {len(missing)} operators in float: {', '.join(missing)}")
+        raise StageError(
+            f"{calibrated.name}: the quantizer left {len(missing)} operators in float: {', '.join(missing)}"
+        )
     return {
         "int8": chosen,
-        "float": [node.name for node in weighted if node.name not in int8],
-        "int8_tables": tables,
+        "float": [name for name in weighted if name not in int8],
+        "int8_tables": list(calibrated.tables),
+        "calibrator": choice.calibrator,
+        "smoothing": choice.smoothing,
+        "smoothed": calibrated.smoothed,
+        "corrected_biases": corrected,
         "bytes": output.stat().st_size,
     }
 
@@ -62,45 +169,47 @@ def quantize_graph(
 def weighted_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """MatMul, Gemm and Conv whose second input is a constant."""
     constants = {initializer.name for initializer in model.graph.initializer}
-    return [
-        node for node in model.graph.node if node.op_type in ("MatMul", "Gemm", "Conv") and node.input[1] in constants
-    ]
+    return [node for node in model.graph.node if node.op_type in PRODUCTS and node.input[1] in constants]
 
 
 def _quantize_static(
-    model: onnx.ModelProto, chosen: list[str], scheme: Scheme, feeds: Iterator[Feeds], output: Path
+    model: onnx.ModelProto, chosen: list[str], scheme: Scheme, ranges: Mapping[str, tuple[float, float]], output: Path
 ) -> None:
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
+    """ONNX Runtime's quantizer with ranges of ours, which it reads as its own cache of a calibration."""
+    import numpy as np
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as quantize
+    from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def get_next(self) -> Feeds | None:
-            return next(feeds, None)
-
+    found = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
     # It advises a step that ours replaced: the exported graph is folded already.
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
     try:
-        quantize(
-            model,
-            str(output),
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(scheme.operators),
-            per_channel=scheme.per_channel,
-            reduce_range=scheme.reduce_range,
-            activation_type=QuantType.QUInt8 if scheme.activations == "uint8" else QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_quantize=chosen,
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={
-                "WeightSymmetric": True,
-                "ActivationSymmetric": scheme.symmetric_activations,
-                "QuantizeBias": scheme.quantize_bias,
-                "OpTypesToExcludeOutputQuantization": list(scheme.float_outputs),
-            },
-        )
+        with tempfile.TemporaryDirectory(prefix="mmcompress-ranges-") as folder:
+            cache = Path(folder) / "ranges.json"
+            save_tensors_data(TensorsData(CalibrationMethod.MinMax, found), cache)
+            quantize(
+                model,
+                str(output),
+                None,
+                calibration_cache_path=cache,
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(scheme.operators),
+                per_channel=scheme.per_channel,
+                reduce_range=scheme.reduce_range,
+                activation_type=QuantType.QUInt8 if scheme.activations == "uint8" else QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_quantize=chosen,
+                calibrate_method=CalibrationMethod.MinMax,
+                extra_options={
+                    "WeightSymmetric": True,
+                    "ActivationSymmetric": scheme.symmetric_activations,
+                    "QuantizeBias": scheme.quantize_bias,
+                    "OpTypesToExcludeOutputQuantization": list(scheme.float_outputs),
+                },
+            )
     except (RuntimeError, ValueError) as error:
         raise StageError(f"onnxruntime's quantizer failed: {error}") from error
     finally:
@@ -110,11 +219,7 @@ def _quantize_static(
 def int8_products(model: onnx.ModelProto) -> set[str]:
     """Names of the products both of whose factors are dequantized."""
     dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    return {
-        node.name
-        for node in model.graph.node
-        if node.op_type in ("MatMul", "Gemm", "Conv") and dequantized >= set(node.input[:2])
-    }
+    return {node.name for node in model.graph.node if node.op_type in PRODUCTS and dequantized >= set(node.input[:2])}
 
 
 def _strip(model: onnx.ModelProto) -> None:
@@ -122,74 +227,3 @@ def _strip(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
-
-
-# --- embedding tables ----------------------------------------------------------------------------------------------
-
-
-def quantize_tables(
-    model: onnx.ModelProto, nodes_to_exclude: Collection[str] = (), form: TableForm = "cast"
-) -> list[str]:
-    """Embedding tables to INT8 with a scale per row, in place; gives the names of the Gather nodes that read them.
-
-    A table of one scale would give rare words few of its 255 steps.
-    """
-    from onnx import numpy_helper
-
-    initializers = {initializer.name: initializer for initializer in model.graph.initializer}
-    uses = {name: sum(name in node.input for node in model.graph.node) for name in initializers}
-    found = []
-    for index, node in reversed(list(enumerate(model.graph.node))):
-        table = initializers.get(node.input[0]) if node.op_type == "Gather" else None
-        if table is None or node.name in nodes_to_exclude or uses[table.name] > 1 or not _is_table(node, table):
-            continue
-        rows, scales = quantize_rows(numpy_helper.to_array(table))
-        model.graph.initializer.remove(table)
-        model.graph.initializer.append(numpy_helper.from_array(rows, f"{table.name}_int8"))
-        model.graph.initializer.append(
-            numpy_helper.from_array(scales if form == "cast" else scales[:, 0], f"{table.name}_scales")
-        )
-        parts = (_cast_rows if form == "cast" else _dequantize_table)(node)
-        del model.graph.node[index]
-        for offset, part in enumerate(parts):
-            model.graph.node.insert(index + offset, part)
-        found.append(node.name)
-    return found[::-1]
-
-
-def _cast_rows(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """INT8 rows and their scales are read, and floats made of what was read alone."""
-    from onnx import helper
-
-    (name, indices), output = node.input, node.output[0]
-    return [
-        helper.make_node("Gather", [f"{name}_int8", indices], [f"{output}_int8"], f"{node.name}_int8"),
-        helper.make_node("Gather", [f"{name}_scales", indices], [f"{output}_row_scale"], f"{node.name}_scale"),
-        helper.make_node("Cast", [f"{output}_int8"], [f"{output}_cast"], f"{node.name}_cast", to=1),
-        helper.make_node("Mul", [f"{output}_cast", f"{output}_row_scale"], [output], f"{node.name}_mul"),
-    ]
-
-
-def _dequantize_table(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """The table is dequantized as a weight is, and read after that; a compiler may swap the two."""
-    from onnx import helper
-
-    (name, indices), output = node.input, node.output[0]
-    return [
-        helper.make_node(
-            "DequantizeLinear", [f"{name}_int8", f"{name}_scales"], [f"{name}_float"], f"{node.name}_dequantize", axis=0
-        ),
-        helper.make_node("Gather", [f"{name}_float", indices], [output], node.name),
-    ]
-
-
-def _is_table(node: onnx.NodeProto, table: onnx.TensorProto) -> bool:
-    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-    return axis == 0 and table.data_type == 1 and len(table.dims) == 2 and int(np.prod(table.dims)) >= SMALLEST_TABLE
-
-
-def quantize_rows(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric INT8 by rows: ``table`` [n, d] is about ``rows`` [n, d] times ``scales`` [n, 1]."""
-    scales = np.abs(table).max(axis=1, keepdims=True) / 127.0
-    scales[scales == 0.0] = 1.0
-    return np.rint(table / scales).astype(np.int8), scales.astype(np.float32)
