@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +25,6 @@ _CHUNK_VALUES = 4_000_000
 """Values held at once while resampling: 32 MB."""
 _TWO_SIDED, _ONE_SIDED = 0.025, 0.05
 _Z = {_TWO_SIDED: 1.959963985, _ONE_SIDED: 1.644853627}
-_T = {
-    _TWO_SIDED: (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
-    _ONE_SIDED: (6.3138, 2.9200, 2.3534, 2.1318, 2.0150, 1.9432, 1.8946, 1.8595, 1.8331, 1.8125),
-}
-"""Student's t above which ``alpha`` of the mass lies, for 1 to 10 degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -222,15 +218,31 @@ def time_estimate(value: float, replicates: Floats, processes: int, n: int) -> E
     return Estimate(value, n, interval(_TWO_SIDED), interval(_ONE_SIDED))
 
 
+def student_t_tail(t: float, degrees: int) -> float:
+    """The mass of Student's distribution above ``t`` (Abramowitz and Stegun 26.7.3 and 26.7.4, finite sums)."""
+    angle = math.atan(t / math.sqrt(degrees))
+    cosine, odd = math.cos(angle), degrees % 2
+    term, total = (cosine if odd else 1.0), 0.0
+    for power in range(1 + odd, degrees, 2):
+        total += term
+        term *= cosine**2 * power / (power + 1)
+    within = math.sin(angle) * total
+    if odd:
+        within = 2 / math.pi * (angle + within)
+    return min(1.0, max(0.0, (1.0 - within) / 2))
+
+
+@cache
 def student_t(alpha: float, degrees: int) -> float:
-    """Student's t above which ``alpha`` (0.025 or 0.05) of the mass lies (Abramowitz and Stegun 26.7.5 beyond ten)."""
-    if degrees <= len(_T[alpha]):
-        return _T[alpha][degrees - 1]
-    z = _Z[alpha]
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / degrees + second / degrees**2 + third / degrees**3
+    """Student's t above which ``alpha`` (below one half) of the mass lies."""
+    high = 1.0
+    while student_t_tail(high, degrees) > alpha:
+        high *= 2
+    low = 0.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_t_tail(middle, degrees) > alpha else (low, middle)
+    return high
 
 
 def _chunks(rows: int, values: int) -> Iterator[slice]:

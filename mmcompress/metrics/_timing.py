@@ -48,6 +48,9 @@ class Block:
     job: Job
     engine: tuple[float, ...]
     end_to_end: tuple[float, ...]
+    waited: tuple[float, ...] = ()
+    """How much of each call in the engine the process was ready and another program had the core: not the engine's time."""
+    end_to_end_waited: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,27 @@ class Plan:
     """No further processes start after this time, once three have run."""
 
 
+Opens = Mapping[str, Any]
+"""What a timed process opens: see :func:`opens_subject` and :func:`opens_graph`."""
+
+
+def opens_subject(subject: Subject, inputs: Path, requests: Mapping[str, Sequence[str]]) -> Opens:
+    """A package, or a model folder in torch, with the raw inputs of requests (see :func:`write_inputs`)."""
+    return {
+        "folder": str(subject.folder.absolute()),
+        "target": subject.target,
+        "family": component.dump(subject.family),
+        "components": [str(path.absolute()) for path in component.SEARCH.folders],
+        "inputs": str(inputs),
+        "requests": {name: list(names) for name, names in requests.items()},
+    }
+
+
+def opens_graph(graph: Path) -> Opens:
+    """A bare ONNX graph, fed with drawn numbers of the shapes that it declares."""
+    return {"graph": str(graph.absolute())}
+
+
 class CannotRun(Exception):
     """A subject does not load on this machine."""
 
@@ -70,8 +94,8 @@ class CannotRun(Exception):
 class Child:
     """A process that holds one subject."""
 
-    def __init__(self, subject: Subject, threads: int, inputs: Path, requests: Mapping[str, Sequence[str]]) -> None:
-        self.name = subject.name
+    def __init__(self, name: str, opens: Opens, threads: int) -> None:
+        self.name = name
         self.log = tempfile.TemporaryFile()
         environment = {**os.environ, **{name: str(threads) for name in THREAD_VARIABLES}}
         folder = str(Path(__file__).parents[2])
@@ -85,18 +109,7 @@ class Child:
             text=True,
             encoding="utf-8",
         )
-        self._send(
-            {
-                "name": subject.name,
-                "folder": str(subject.folder.absolute()),
-                "target": subject.target,
-                "family": component.dump(subject.family),
-                "components": [str(path.absolute()) for path in component.SEARCH.folders],
-                "threads": threads,
-                "inputs": str(inputs),
-                "requests": {name: list(names) for name, names in requests.items()},
-            }
-        )
+        self._send({**opens, "name": name, "threads": threads})
 
     def __enter__(self) -> Child:
         return self
@@ -180,29 +193,49 @@ def time_sides(
         if process >= FEWEST_PROCESSES and time.monotonic() - started > plan.limit_seconds:
             break
         progress("timing in fresh processes", process, plan.processes)
-        with ExitStack() as stack:
-            sides = [item for item in subjects if item.name not in absent]
-            children = {item.name: stack.enter_context(Child(item, threads, inputs, requests)) for item in sides}
-            for name in list(children):
-                try:
-                    children[name].wait_ready()
-                except CannotRun as error:
-                    absent[name] = str(error)
-                    del children[name]
-            for name, child in children.items():
-                for job in jobs:
-                    warm = child.ask(do="warm", request=job.request, batch=job.batch)
-                    fitting = int(plan.block_seconds * 1000 / warm["ms_per_call"])
-                    calls.setdefault((name, job), max(FEWEST_CALLS, min(MOST_CALLS, fitting)))
-                time.sleep(PAUSE_SECONDS)
-            for number, name, job in _visits(list(children), jobs, plan.rounds, chance):
-                count = calls[name, job]
-                found = children[name].ask(
-                    do="time", request=job.request, batch=job.batch, calls=count, end_to_end_calls=max(1, count // 4)
-                )
-                blocks.append(Block(process, number, name, job, tuple(found["engine"]), tuple(found["end_to_end"])))
-                time.sleep(PAUSE_SECONDS)
+        sides = {item.name: opens_subject(item, inputs, requests) for item in subjects if item.name not in absent}
+        blocks += time_processes(sides, jobs, threads, plan, process, chance, calls, absent)
     return blocks, absent
+
+
+def time_processes(
+    sides: Mapping[str, Opens],
+    jobs: Sequence[Job],
+    threads: int,
+    plan: Plan,
+    process: int,
+    chance: random.Random,
+    calls: dict[tuple[str, Job], int],
+    absent: dict[str, str],
+) -> list[Block]:
+    """The blocks of one fresh process per side, all at once: opened, warmed up, then visited in turn.
+
+    ``calls`` keeps how many calls fill a block, once that is known; ``absent`` gets the reasons of sides that do not load.
+    """
+    blocks: list[Block] = []
+    with ExitStack() as stack:
+        children = {name: stack.enter_context(Child(name, opens, threads)) for name, opens in sides.items()}
+        for name in list(children):
+            try:
+                children[name].wait_ready()
+            except CannotRun as error:
+                absent[name] = str(error)
+                del children[name]
+        for name, child in children.items():
+            for job in jobs:
+                warm = child.ask(do="warm", request=job.request, batch=job.batch)
+                fitting = int(plan.block_seconds * 1000 / warm["ms_per_call"])
+                calls.setdefault((name, job), max(FEWEST_CALLS, min(MOST_CALLS, fitting)))
+            time.sleep(PAUSE_SECONDS)
+        for number, name, job in _visits(list(children), jobs, plan.rounds, chance):
+            count = calls[name, job]
+            found = children[name].ask(
+                do="time", request=job.request, batch=job.batch, calls=count, end_to_end_calls=max(1, count // 4)
+            )
+            parts = (tuple(found[part]) for part in ("engine", "end_to_end", "waited", "end_to_end_waited"))
+            blocks.append(Block(process, number, name, job, *parts))
+            time.sleep(PAUSE_SECONDS)
+    return blocks
 
 
 def _visits(

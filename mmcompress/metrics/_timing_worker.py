@@ -7,12 +7,14 @@ with it. Whatever libraries print goes to standard error.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +23,7 @@ from mmcompress._answers import Opened, open_subject
 from mmcompress._ask import TimedRun, find_request
 from mmcompress._values import restore_value
 from mmcompress.errors import MmcompressError
-from mmcompress.families import Feeds
+from mmcompress.families import Feeds, Run
 from mmcompress.metrics import Subject
 
 SETTLE_CALLS = 2
@@ -29,6 +31,36 @@ SETTLE_CALLS = 2
 WARM_BLOCK_SECONDS = 0.05
 WARM_SECONDS = 1.5
 STABLE_WITHIN = 0.03
+GRAPH_INPUTS = 8
+
+
+class WaitClock:
+    """Milliseconds that this thread was ready to run and another program had the core, as Linux counts them."""
+
+    def __init__(self, path: str = "/proc/thread-self/schedstat") -> None:
+        self._file: int | None = None
+        with contextlib.suppress(OSError):
+            self._file = os.open(path, os.O_RDONLY)
+
+    def __call__(self) -> float:
+        """Since the thread began; 0 where the system does not tell."""
+        return int(os.pread(self._file, 96, 0).split()[1]) / 1e6 if self._file is not None else 0.0
+
+
+class EngineClock(TimedRun):
+    """Adds up the time in graphs, and how much of it was waiting for a core."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self.waited_ms = 0.0
+        self._clock = WaitClock()
+
+    def __call__(self, graph: str, feeds: Feeds) -> Feeds:
+        """Run a graph by name."""
+        before = self._clock()
+        outputs = super().__call__(graph, feeds)
+        self.waited_ms += self._clock() - before
+        return outputs
 
 
 class Worker:
@@ -40,7 +72,9 @@ class Worker:
         self.opened = opened
         self.values = values
         self.inputs = inputs
-        self.timed = TimedRun(opened.run)
+        self.timed = EngineClock(opened.run)
+        self.clock = WaitClock()
+        self.waited: list[float] = []
         self.cursors: dict[tuple[str, int], int] = {}
         self.feeds: dict[tuple[str, int], list[Feeds]] = {}
 
@@ -60,15 +94,18 @@ class Worker:
         return {"ms_per_call": min(medians), "blocks": len(medians), "stable": time.perf_counter() < ends}
 
     def time(self, request: str, batch: int, calls: int, end_to_end_calls: int) -> dict[str, Any]:
-        """A block of calls of the engine alone, then one with preprocessing; milliseconds per call."""
+        """A block of calls of the engine alone, then one with preprocessing; milliseconds per call.
+
+        With them, as ``waited`` and ``end_to_end_waited``, how much of each call was waiting for a core.
+        """
         self.block(request, batch, SETTLE_CALLS, scope="engine")
         gc.disable()
         try:
-            engine = self.block(request, batch, calls, scope="engine")
+            engine, waited = self.block(request, batch, calls, scope="engine"), self.waited
             end_to_end = self.block(request, batch, end_to_end_calls, scope="end_to_end")
         finally:
             gc.enable()
-        return {"engine": engine, "end_to_end": end_to_end}
+        return {"engine": engine, "waited": waited, "end_to_end": end_to_end, "end_to_end_waited": self.waited}
 
     def block(self, request: str, batch: int, calls: int, scope: str) -> list[float]:
         """Milliseconds per call: inside the engine for ``engine``, preprocessing and answer for ``end_to_end``."""
@@ -78,16 +115,19 @@ class Worker:
         start = self.cursors.get((request, batch), 0)
         self.cursors[request, batch] = start + calls
         times = []
+        self.waited = []
         for call in range(start, start + calls):
             if scope == "engine":
-                self.timed.seconds = 0.0
+                self.timed.seconds = self.timed.waited_ms = 0.0
                 family.answer(self.timed, request, feeds[call % len(feeds)], length)
                 times.append(self.timed.seconds)
+                self.waited.append(round(self.timed.waited_ms, 5))
                 continue
             raw = self._raw(request, batch, call % len(feeds))
-            started = time.perf_counter()
+            before, started = self.clock(), time.perf_counter()
             family.answer(self.opened.run, request, processor.encode(raw), length)
             times.append(time.perf_counter() - started)
+            self.waited.append(round(self.clock() - before, 5))
         return [round(seconds * 1000, 5) for seconds in times]
 
     def _feeds(self, request: str, batch: int) -> list[Feeds]:
@@ -107,6 +147,36 @@ class Worker:
         }
 
 
+class GraphWorker(Worker):
+    """A bare ONNX graph. It has neither preprocessing nor requests: every call is one run of the graph."""
+
+    def __init__(self, graph: Path, threads: int) -> None:
+        from mmcompress.runtimes._graph_inputs import drawn_feeds
+        from mmcompress.runtimes.onnxruntime import OnnxSession
+
+        session = OnnxSession(graph.parent, [graph.stem], "CPUExecutionProvider", threads)
+        self.name = graph.stem
+        self.drawn = partial(drawn_feeds, session.inputs(graph.stem), graph)
+        self.timed = EngineClock(session.run)
+        self.waited = []
+        self.feeds = {}
+
+    def block(self, request: str, batch: int, calls: int, scope: str) -> list[float]:
+        """Milliseconds per run of the graph; nothing for ``end_to_end``."""
+        self.waited = []
+        if scope != "engine":
+            return []
+        if (request, batch) not in self.feeds:
+            self.feeds[request, batch] = [self.drawn(batch, seed) for seed in range(GRAPH_INPUTS)]
+        times = []
+        for call in range(calls):
+            self.timed.seconds = self.timed.waited_ms = 0.0
+            self.timed(self.name, self.feeds[request, batch][call % GRAPH_INPUTS])
+            times.append(round(self.timed.seconds * 1000, 5))
+            self.waited.append(round(self.timed.waited_ms, 5))
+        return times
+
+
 def read_inputs(folder: Path) -> dict[str, list[Any]]:
     """Raw values as :func:`mmcompress.metrics._timing.write_inputs` wrote them; pictures decoded."""
     values: dict[str, list[Any]] = json.loads((folder / "values.json").read_text(encoding="utf-8"))
@@ -114,6 +184,8 @@ def read_inputs(folder: Path) -> dict[str, list[Any]]:
 
 
 def _open(spec: Mapping[str, Any]) -> Worker:
+    if "graph" in spec:
+        return GraphWorker(Path(spec["graph"]), spec["threads"])
     component.SEARCH.folders.extend(Path(folder) for folder in spec["components"])
     family: Any = component.parse("families", spec["family"])
     subject = Subject("", spec["name"], "package", "", spec["target"], family, Path(spec["folder"]))

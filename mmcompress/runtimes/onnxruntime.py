@@ -109,6 +109,10 @@ class OnnxSession:
         outputs = self._outputs[graph]
         return dict(zip(outputs, self._sessions[graph].run(outputs, feeds), strict=True))
 
+    def inputs(self, graph: str) -> dict[str, tuple[str, tuple[int | str | None, ...]]]:
+        """A graph's inputs by name: the type (``tensor(float)``) and the shape, with names for axes that vary."""
+        return {item.name: (item.type, tuple(item.shape)) for item in self._sessions[graph].get_inputs()}
+
     def close(self) -> None:
         """Free the engines."""
         self._sessions.clear()
