@@ -7,7 +7,9 @@ make and take the channels of a block, and cuts them (Fang et al., "DepGraph", a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,10 +19,20 @@ from mmcompress.families import Graph, Prunable
 if TYPE_CHECKING:
     from torch import nn
 
-Unit = Literal["macs", "parameters"]
-Ranking = Literal["global", "local"]
-TOLERANCE = 0.02
-"""How far from a goal, relative to it, a cut may end without being told."""
+Part = Literal["heads", "head_width", "feed_forward", "width", "layers"]
+HEAD_WIDTHS = ("head_dim", "attention_head_size")
+"""What attention modules call the channels of one head."""
+MODEL_WIDTHS = ("embed_dim", "hidden_size", "d_model")
+"""What modules call the channels of the residual stream."""
+
+
+@dataclass(frozen=True, order=True)
+class Layer:
+    """One of a stack of layers that add to the residual stream, so that any of them can go."""
+
+    stack: str
+    """The module list, by its dotted name."""
+    index: int
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,21 @@ class Block:
     channels: int
     groups: int
     """Number of heads, or of channels."""
+    layer: Layer | None = None
+    """The layer that holds it and could go whole."""
+    masked: tuple[tuple[str, int], ...] = ()
+    """Parameters with the axis of the channels: setting these to zero masks a channel (those that there are). The columns
+    of the consumers where none are named."""
+
+    @property
+    def masks(self) -> tuple[tuple[str, int], ...]:
+        """:attr:`masked`, or the columns of the consumers."""
+        return self.masked or tuple((f"{name}.weight", 1) for name in self.consumers)
+
+    @property
+    def kind(self) -> str:
+        """Its name without the numbers of layers: blocks of one kind run the same operators."""
+        return re.sub(r"\.\d+", "", self.name)
 
     @property
     def name(self) -> str:
@@ -47,16 +74,6 @@ class Block:
     def size(self) -> int:
         """Channels per group."""
         return self.channels // self.groups
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What the towers of a model cost, in MACs per example or in parameters."""
-
-    towers: Mapping[str, int]
-    """All that a tower costs, pruned or not."""
-    groups: Mapping[str, float]
-    """What one group of a block costs, by block."""
 
 
 # --- tracing -------------------------------------------------------------------------------------------------------
@@ -103,7 +120,41 @@ class Dependencies:
         groups = prunable.heads if prunable.heads is not None else root.out_features
         if root.out_features % groups:
             raise StageError(f"prune: {prunable.block}: {groups} heads do not divide {root.out_features} channels")
-        return Block(prunable, index, tuple(producers), tuple(consumers), root.out_features, groups)
+        layer = layer_of(self.model, prunable.root)
+        return Block(prunable, index, tuple(producers), tuple(consumers), root.out_features, groups, layer)
+
+    def width(self, tower: str) -> Block | None:
+        """The model width of a tower: the channels of its residual stream, with all that makes and takes them.
+
+        None where the tower has no layers that add to such a stream. Whether it can be cut is another matter: a graph may
+        hand the stream on as it is. :func:`mmcompress.stages._cutting.cuttable_widths` tries.
+        """
+        inner = next((b for b in self.blocks if b.prunable.tower == tower and b.layer is not None), None)
+        if inner is None:
+            return None
+        root = inner.consumers[0]
+        prunable = Prunable(f"{tower}.width", tower, root, None)
+        channels = self._linear(root, prunable.block).out_features
+        makers: list[str] = []
+        takers: list[str] = []
+        for dependency, indices in self._items(prunable, inner.graph, range(channels)):
+            name = self._names.get(dependency.target.module)
+            if name is not None and _is_linear(dependency.target.module) and len(indices) == channels:
+                makes = self._traced[inner.graph].is_out_channel_pruning_fn(dependency.handler)
+                (makers if makes else takers).append(name)
+        return Block(prunable, inner.graph, tuple(makers), tuple(takers), channels, channels) if takers else None
+
+    def _replace(self, before: nn.Parameter, after: nn.Parameter) -> None:
+        """Set a parameter that no layer holds (a class token) anew, under all its names."""
+        for name, parameter in list(self.model.named_parameters(remove_duplicate=False)):
+            if parameter is before:
+                owner, _, attribute = name.rpartition(".")
+                setattr(self.model.get_submodule(owner), attribute, after)
+
+    def touched(self, block: Block) -> set[str]:
+        """The modules right above all that a block's channels run through."""
+        modules = {dependency.target.module for dependency, _ in self._items(block.prunable, block.graph, [0])}
+        return {name.rpartition(".")[0] for module, name in self._names.items() if module in modules}
 
     def _items(self, prunable: Prunable, graph: int, channels: Iterable[int]) -> list[Any]:
         """What has to be cut at the channels: (dependency, channels) pairs, each layer's side once."""
@@ -145,7 +196,11 @@ class Dependencies:
             return
         channels = sorted(group * block.size + offset for group in set(removed) for offset in range(block.size))
         for dependency, indices in self._items(block.prunable, block.graph, channels):
-            dependency(indices)
+            target = dependency.target.module
+            if _is_parameter(target):
+                self._replace(target, dependency(indices))
+            else:
+                dependency(indices)
         for name, attributes in (block.prunable.head_attributes or {}).items():
             module = self.model.get_submodule(name)
             for attribute in attributes:
@@ -153,34 +208,6 @@ class Dependencies:
                 if before * left % block.groups:
                     raise StageError(f"prune: {block.name}: {name}.{attribute} = {before} cannot follow {left} heads")
                 setattr(module, attribute, before * left // block.groups)
-
-    def costs(self, unit: Unit) -> Costs:
-        """What towers and groups cost now. Call it before the cut: blocks keep the widths that they were found with."""
-        per_graph = [_graph_costs(graph, unit) for graph in self.graphs]
-        groups = {
-            block.name: self._block_cost(block, per_graph[block.graph], unit) / block.groups for block in self.blocks
-        }
-        towers: dict[str, float] = {}
-        for index, counts in enumerate(per_graph):
-            here = [block for block in self.blocks if block.graph == index]
-            prunable = sum(groups[block.name] * block.groups for block in here)
-            for block in here:
-                # Towers that one graph runs through share what none of their blocks costs, by what those do.
-                share = groups[block.name] * block.groups / prunable
-                towers[block.prunable.tower] = (
-                    towers.get(block.prunable.tower, 0.0) + share * counts[self.graphs[index].module]
-                )
-        return Costs({tower: round(cost) for tower, cost in towers.items()}, groups)
-
-    def _block_cost(self, block: Block, counts: Mapping[nn.Module, int], unit: Unit) -> float:
-        linears = [self.model.get_submodule(name) for name in (*block.producers, *block.consumers)]
-        if unit == "parameters":
-            made = sum(p.numel() for name in block.producers for p in self.model.get_submodule(name).parameters())
-            return made + sum(self._linear(name, block.name).weight.numel() for name in block.consumers)
-        if block.prunable.heads is None:
-            return sum(counts[linear] for linear in linears)
-        # The products of queries, keys and values happen in the module that holds the layers, not in the layers.
-        return counts[self.model.get_submodule(_common_parent([*block.producers, *block.consumers]))]
 
 
 def _trace(graph: Graph) -> Any:
@@ -204,16 +231,8 @@ def _is_parameter(module: Any) -> bool:
     return isinstance(module, nn.Parameter)
 
 
-def _graph_costs(graph: Graph, unit: Unit) -> dict[nn.Module, int]:
-    from mmcompress.metrics._macs import macs_by_module
-
-    if unit == "macs":
-        named = macs_by_module(graph.module, graph.inputs)
-        return {module: named[name] for name, module in graph.module.named_modules()}
-    return {graph.module: sum(p.numel() for p in graph.module.parameters())}
-
-
-def _common_parent(names: Sequence[str]) -> str:
+def common_parent(names: Sequence[str]) -> str:
+    """The dotted name of the innermost module that holds all the named ones."""
     parts = [name.split(".")[:-1] for name in names]
     common = []
     for column in zip(*parts, strict=False):
@@ -223,76 +242,42 @@ def _common_parent(names: Sequence[str]) -> str:
     return ".".join(common)
 
 
-# --- choosing ------------------------------------------------------------------------------------------------------
+def layer_of(model: nn.Module, name: str) -> Layer | None:
+    """The layer that holds a module: the entry of the innermost module list above it that holds attention too."""
+    from torch import nn
+
+    parts = name.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        stack = model.get_submodule(".".join(parts[:end]))
+        if isinstance(stack, nn.ModuleList) and len(stack) > 1:
+            entry = stack[int(parts[end])]
+            if any("attention" in type(module).__name__.lower() for module in entry.modules()):
+                return Layer(".".join(parts[:end]), int(parts[end]))
+            return None
+    return None
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Groups of a block that go together: a head, or as many units as widths are rounded to."""
+def head_width_blocks(block: Block) -> tuple[Block, Block]:
+    """The channels of an attention's queries and keys, and those of its values, each a group of its own.
 
-    block: str
-    groups: tuple[int, ...]
-    cost: float
-    density: float
-    """Importance per cost: what is lost by what is saved."""
-
-
-def chunks_of(block: Block, importance: Sequence[float], cost: float, round_to: int) -> list[Chunk]:
-    """The removable chunks of a block, the least important first; one head or one rounding unit always stays.
-
-    Widths become multiples of ``round_to``: where they are none, the first chunk is what stands over.
+    A channel of queries and keys is masked by the row of the query alone: their product is then zero.
     """
-    order = sorted(range(block.groups), key=lambda group: (importance[group], group))
-    step = 1 if block.prunable.heads is not None else round_to
-    over = block.groups % step
-    starts = ([0] if over and block.groups > step else []) + list(range(over, block.groups - step, step))
-    chunks = []
-    for start in starts:
-        groups = tuple(order[start : over if start < over else start + step])
-        price = cost * len(groups)
-        chunks.append(Chunk(block.name, groups, price, sum(importance[group] for group in groups) / price))
-    return chunks
-
-
-def choose(chunks: Mapping[str, Sequence[Chunk]], total: float, target: float, ranking: Ranking) -> dict[str, int]:
-    """How many chunks to remove from each block of a tower, so that its cost comes as near to ``target`` as it can.
-
-    ``global`` removes by density over the whole tower, ``local`` the same share of every block.
-
-    Raises:
-        StageError: the target lies below what the smallest blocks leave (by more than :data:`TOLERANCE`).
-    """
-    floor = total - sum(chunk.cost for some in chunks.values() for chunk in some)
-    if floor > target * (1 + TOLERANCE):
-        raise StageError(
-            f"{target / total:.3f} of its cost cannot be reached: {floor / total:.3f} is left with one head and one rounding"
-            " unit per block\n  Ask for more than that, round to less, or remove layers (a student from the teacher)."
-        )
-    return _choose_global(chunks, total, target) if ranking == "global" else _choose_local(chunks, total, target)
-
-
-def _choose_global(chunks: Mapping[str, Sequence[Chunk]], total: float, target: float) -> dict[str, int]:
-    removed = dict.fromkeys(chunks, 0)
-    cost = total
-    # Within a block densities rise, so that a block's chunks come in their order; ties go by block and order.
-    order = sorted((chunk.density, name, index) for name, some in chunks.items() for index, chunk in enumerate(some))
-    for _, name, index in order:
-        after = cost - chunks[name][index].cost
-        if removed[name] == index and abs(after - target) < abs(cost - target):
-            removed[name], cost = index + 1, after
-    return removed
-
-
-def _choose_local(chunks: Mapping[str, Sequence[Chunk]], total: float, target: float) -> dict[str, int]:
-    shares = sorted({(index + 1) / (len(some) + 1) for some in chunks.values() for index in range(len(some))} | {0.0})
-
-    def at(share: float) -> dict[str, int]:
-        return {name: min(len(some), int(share * (len(some) + 1) + 1e-9)) for name, some in chunks.items()}
-
-    def cost(removed: Mapping[str, int]) -> float:
-        return total - sum(chunk.cost for name, count in removed.items() for chunk in chunks[name][:count])
-
-    return min((at(share) for share in shares), key=lambda removed: abs(cost(removed) - target))
+    query, key, value = (block.prunable.root, *block.prunable.together)
+    scores = dataclasses.replace(
+        block,
+        prunable=dataclasses.replace(block.prunable, block=f"{block.name}.scores"),
+        producers=(query, key),
+        consumers=(),
+        groups=block.channels,
+        masked=((f"{query}.weight", 0), (f"{query}.bias", 0)),
+    )
+    values = dataclasses.replace(
+        block,
+        prunable=dataclasses.replace(block.prunable, block=f"{block.name}.values"),
+        producers=(value,),
+        groups=block.channels,
+    )
+    return scores, values
 
 
 # --- ties ----------------------------------------------------------------------------------------------------------
