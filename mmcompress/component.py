@@ -107,8 +107,11 @@ def digest_json(value: JSON) -> str:
 def digest_path(path: Path) -> str:
     """The SHA-256 of a file's content, or of a folder's relative names and contents; ``absent`` where nothing is."""
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        with path.open("rb") as file:  # not hashlib.file_digest: a device's Python may be 3.10
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
         return digest_json({p.relative_to(path).as_posix(): digest_path(p) for p in files})

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -35,6 +35,9 @@ from mmcompress.families._inputs import (
     TextInput,
     mistakes,
 )
+
+if TYPE_CHECKING:
+    from typing import Self  # not in the Python 3.10 of some devices
 
 MODEL_TYPE: Final = "mmcompress-custom"
 EMBEDDED = {"picture": ("embed_image", "vision"), "text": ("embed_text", "text"), "sound": ("embed_audio", "audio")}

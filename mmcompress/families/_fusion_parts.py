@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from mmcompress.families._inputs import Section
+
+if TYPE_CHECKING:
+    from typing import Self  # not in the Python 3.10 of some devices
 
 # --- encoders ------------------------------------------------------------------------------------------------------
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mmcompress.families._images import ImageSettings
+
+if TYPE_CHECKING:
+    from typing import Self  # not in the Python 3.10 of some devices
 
 RESERVED = ("fusion", "label", "labels", "number", "tags")
 """No names of inputs: parts of outputs, and columns of what a model shall answer."""

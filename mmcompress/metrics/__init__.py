@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from mmcompress.component import Component, Slot
 from mmcompress.data import Examples
 from mmcompress.families import Family
+
+if TYPE_CHECKING:
+    from typing import Self  # not in the Python 3.10 of some devices
 
 Role = Literal["teacher", "baseline", "student", "package"]
 

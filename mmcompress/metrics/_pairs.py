@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mmcompress.metrics import Subject
 from mmcompress.metrics._quality import Quality
+
+if TYPE_CHECKING:
+    from typing import Self  # not in the Python 3.10 of some devices
 
 Side = Literal["embed_image", "embed_audio"]
 SIDES: dict[Side, tuple[str, str]] = {"embed_image": ("image", "picture"), "embed_audio": ("audio", "sound")}

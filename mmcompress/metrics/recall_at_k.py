@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from mmcompress.errors import InputError
 from mmcompress.metrics import Bench, Measured, Row, Scores, Subject
 from mmcompress.metrics._pairs import SIDES, Pairs
 from mmcompress.metrics._quality import TIE, Column, absent_rows, derived_names, quality_rows, teacher_of
+
+if TYPE_CHECKING:
+    from typing import Self  # not in the Python 3.10 of some devices
 
 PAIRS_GALLERY = 20
 """Size of a gallery where every pair in it is a pass of the model and no size is given."""
