@@ -282,6 +282,18 @@ class Family(Component):
         """Outputs that :meth:`task_loss` reads."""
         raise NotImplementedError
 
+    def task_count(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """How many things :meth:`task_loss` takes the mean of in a batch, []; None where it is no mean of that kind.
+
+        Where it is one, the loss of a batch adds up from its parts; where examples are compared with each other, it does
+        not. None is the answer that is never wrong.
+        """
+        return None
+
+    def columns_for(self, want: frozenset[str]) -> frozenset[str]:
+        """The columns that a training reads whose losses read these outputs: all, unless a part has its own inputs."""
+        return self.columns
+
     def default_losses(self) -> tuple[JSON, ...]:
         """The losses of a distillation that names none, as a recipe writes them.
 

@@ -133,6 +133,11 @@ class Clap(Family):
 
         return task_loss(outputs, batch)
 
+    def columns_for(self, want: frozenset[str]) -> frozenset[str]:
+        """Sounds alone, or texts alone, where nothing of the other tower is read."""
+        heard, read = (any(name.startswith(f"{tower}.") for name in want) for tower in _PAIR)
+        return self.columns if heard == read else frozenset({"audio"} if heard else {"texts"})
+
     def task_needs(self) -> frozenset[str]:
         """Both embeddings and both scales."""
         return frozenset({"audio.embeds", "text.embeds", "fusion.logit_scale", "fusion.logit_scale_text"})

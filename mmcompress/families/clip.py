@@ -151,6 +151,11 @@ class Clip(Family):
             return sigmoid_loss(image, text, scale, outputs["fusion.logit_bias"], batch["input_ids"])
         return contrastive_loss(image, text, scale, batch["input_ids"])
 
+    def columns_for(self, want: frozenset[str]) -> frozenset[str]:
+        """Pictures alone, or texts alone, where nothing of the other tower is read."""
+        seen, read = (any(name.startswith(f"{tower}.") for name in want) for tower in ("vision", "text"))
+        return self.columns if seen == read else frozenset({self.seen} if seen else {"texts"})
+
     def task_needs(self) -> frozenset[str]:
         """Both embeddings and the scale (the bias of SigLIP comes with it)."""
         return frozenset({"vision.embeds", "text.embeds", "fusion.logit_scale"})

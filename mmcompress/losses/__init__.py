@@ -26,9 +26,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
-
 from mmcompress.component import Component, Slot
+from mmcompress.losses._schedule import Ramp, Scheduled
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +41,8 @@ class Loss(Component):
     """A weighted term of what a training stage minimises."""
 
     kind: ClassVar[str] = "losses"
-    weight: float = Field(1.0, ge=0)
+    weight: Scheduled = 1.0
+    """What the loss is multiplied with; ``{from: 1, to: 0, schedule: cosine}`` changes it from step to step."""
 
     def needs(self) -> frozenset[str]:
         """Names of the outputs that both student and teacher must give; checked when the recipe is read."""
@@ -74,6 +74,15 @@ class Loss(Component):
         first = student[min(name for name in self.needs() if name != "fusion.logit_scale")]
         return torch.tensor(float(len(first[0] if isinstance(first, (tuple, list)) else first)))
 
+    def count_needs(self) -> frozenset[str]:
+        """Outputs that :meth:`count` reads; none where all examples of a batch count alike."""
+        return frozenset() if type(self).count is Loss.count else self.needs()
+
+    def at(self, done: float) -> Loss:
+        """The loss when a share of the training is done, 0 to 1: what follows a schedule has its value."""
+        now = {name: value.at(done) for name, value in self if isinstance(value, Ramp)}
+        return self.model_copy(update=now) if now else self
+
     def projection(self, student: Outputs, teacher: Outputs) -> torch.nn.Module | None:
         """A trainable module for this loss (a projection where widths differ), or None. It is not part of the student."""
         return None
@@ -81,6 +90,25 @@ class Loss(Component):
     def compute(self, student: Outputs, teacher: Outputs, projection: torch.nn.Module | None) -> Tensor:
         """The loss, a scalar, without :attr:`weight`."""
         raise NotImplementedError
+
+    def compute_several(
+        self,
+        student: Outputs,
+        teachers: Sequence[Outputs],
+        shares: Sequence[float],
+        projections: Sequence[torch.nn.Module | None],
+    ) -> Tensor:
+        """The loss against several teachers, whose shares add up to 1: here the weighted mean of their losses.
+
+        A loss that compares distributions follows the mixture of the teachers' distributions instead.
+        """
+        import torch
+
+        each = [
+            share * self.compute(student, teacher, projection)
+            for share, teacher, projection in zip(shares, teachers, projections, strict=True)
+        ]
+        return torch.stack(each).sum()
 
 
 def kept_classes(losses: Sequence[Loss]) -> dict[str, int]:

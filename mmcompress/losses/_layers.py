@@ -57,8 +57,14 @@ class LayerLoss(Loss):
         import torch
 
         mask = self.mask(student)
+        if mask is not None:
+            return mask.sum()
         first = student[self.output][0]
-        return torch.tensor(float(len(first) * first.shape[-2])) if mask is None else mask.sum()
+        return torch.tensor(float(len(first) * first.shape[-2]))
+
+    def count_needs(self) -> frozenset[str]:
+        """The mask, where not all tokens count."""
+        return frozenset({f"{self.part}.mask"} if self.masked else set())
 
     def mask(self, student: Outputs) -> Tensor | None:
         """[b, s], or None where all tokens count. Both models saw the same ones, so that the student's mask serves."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from mmcompress.errors import UsageError
 from mmcompress.losses import Loss, Outputs
 from mmcompress.losses._layers import check_shapes
+from mmcompress.losses._schedule import ScheduledAboveZero
 from mmcompress.losses._top_k import grouped, likeliest_of
 
 if TYPE_CHECKING:
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
 class LogitsLoss(Loss):
     """A loss that compares class probabilities, per example or per token."""
 
-    temperature: float = Field(2.0, gt=0)
-    """Divides the logits; the larger, the more the unlikely classes count."""
+    temperature: ScheduledAboveZero = 2.0
+    """Divides the logits; the larger, the more the unlikely classes count. ``{from: 4, to: 1, schedule: cosine}`` changes
+    it from step to step."""
     output: str = Field("fusion.logits", pattern=r"^[a-z][a-z0-9_]*\.logits$")
     """The logits, [b, c] or [b, s, c]."""
     top_k: int | None = Field(None, ge=1)
@@ -47,10 +50,29 @@ class LogitsLoss(Loss):
         mask = self.mask_of(student)
         return torch.tensor(float(student[self.output][..., 0].numel())) if mask is None else mask.sum()
 
+    def count_needs(self) -> frozenset[str]:
+        """The mask, where one is named."""
+        return frozenset() if self.mask is None else frozenset({self.mask})
+
     def mask_of(self, student: Outputs) -> Tensor | None:
         """[b, s], or None. Both models saw the same tokens, so that the student's mask serves."""
         mask: Tensor | None = None if self.mask is None else student[self.mask]
         return mask
+
+    def whole_logits(self, student: Outputs, teachers: Sequence[Outputs]) -> list[Tensor]:
+        """The logits of each of several teachers.
+
+        Raises:
+            UsageError: they are of other tokens, frames or classes than the student's, or not all classes were kept.
+        """
+        for teacher in teachers:
+            if self.output not in teacher:
+                raise UsageError(
+                    f"{self.component_name()}: the likeliest classes of several teachers are not the same ones\n"
+                    "  Leave out top_k, or use teacher_outputs: online."
+                )
+            check_shapes(self.component_name(), self.output, student[self.output], teacher[self.output])
+        return [teacher[self.output] for teacher in teachers]
 
     def logits(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
         """Both models' logits; with ``top_k`` those of the teacher's likeliest classes and of all others together.

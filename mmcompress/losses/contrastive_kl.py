@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
-
-from pydantic import Field
 
 from mmcompress.losses import Outputs
 from mmcompress.losses._chunked import WHOLE_BATCH, summed_over_rows
 from mmcompress.losses._divergence import Direction
 from mmcompress.losses._embeddings import PairLoss
+from mmcompress.losses._mixture import mixed
+from mmcompress.losses._schedule import ScheduledAboveZero, fixed
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +22,9 @@ Sides = Literal["both", "image_to_text", "text_to_image"]
 class ContrastiveKL(PairLoss):
     """The student ranks the texts of a batch for each picture, and the pictures for each text, as the teacher does."""
 
-    temperature: float = Field(2.0, gt=0)
-    """Divides the similarities, after each model's own learned scale."""
+    temperature: ScheduledAboveZero = 2.0
+    """Divides the similarities, after each model's own learned scale. ``{from: 4, to: 1, schedule: cosine}`` changes it
+    from step to step."""
     direction: Direction = "forward"
     """``forward`` is KL(teacher || student), ``reverse`` is KL(student || teacher), ``jensen_shannon`` lies between."""
     sides: Sides = "both"
@@ -37,12 +39,29 @@ class ContrastiveKL(PairLoss):
         ours, theirs = ([outputs[name] for name in self.scaled] for outputs in (student, teacher))
         if len(ours[0]) > WHOLE_BATCH:
             return contrastive_kl_in_blocks(
-                ours, theirs, temperature=self.temperature, direction=self.direction, sides=self.sides
+                ours, theirs, temperature=fixed(self.temperature), direction=self.direction, sides=self.sides
             )
         return contrastive_kl(
             similarities(*ours),
             similarities(*theirs),
-            temperature=self.temperature,
+            temperature=fixed(self.temperature),
+            direction=self.direction,
+            sides=self.sides,
+        )
+
+    def compute_several(
+        self,
+        student: Outputs,
+        teachers: Sequence[Outputs],
+        shares: Sequence[float],
+        projections: Sequence[torch.nn.Module | None],
+    ) -> Tensor:
+        """:func:`contrastive_kl` from the mixtures of the teachers' distributions over the texts, and over the pictures."""
+        return contrastive_kl_in_blocks(
+            [student[name] for name in self.scaled],
+            [teacher[name] for teacher in teachers for name in self.scaled],
+            shares=shares,
+            temperature=fixed(self.temperature),
             direction=self.direction,
             sides=self.sides,
         )
@@ -92,29 +111,36 @@ def contrastive_kl_in_blocks(
     temperature: float = 2.0,
     direction: Direction = "forward",
     sides: Sides = "both",
+    shares: Sequence[float] = (1.0,),
     rows: int | None = None,
 ) -> Tensor:
     """:func:`contrastive_kl` of similarities that are made, and differentiated, a block of rows at a time.
 
     Args:
         student: its pictures [b, d] and texts [b, d], L2-normalised, and its scale [].
-        teacher: the same of the teacher, of any width.
+        teacher: the same of the teacher, of any width; of several teachers one after the other.
         temperature: as there.
         direction: as there.
         sides: as there.
+        shares: of several teachers, how much each counts; they add up to 1. The student follows the mixture of their
+            distributions (:func:`mmcompress.losses._mixture.mixed`).
         rows: rows per block, see :func:`mmcompress.losses._chunked.summed_over_rows`.
     """
     from mmcompress.losses.logits_kl import logits_kl
 
     count = len(student[0])
 
+    def target(block: slice, theirs: Sequence[Tensor], first: int, second: int) -> Tensor:
+        each = [theirs[3 * k + 2] * theirs[3 * k + first][block] @ theirs[3 * k + second].T for k in range(len(shares))]
+        return each[0] if len(each) == 1 else mixed(each, shares, temperature)
+
     def term(block: slice, *tensors: Tensor) -> Tensor:
-        (image, text, scale), (teacher_image, teacher_text, teacher_scale) = tensors[:3], tensors[3:]
+        (image, text, scale), theirs = tensors[:3], tensors[3:]
         pairs = []
         if sides != "text_to_image":
-            pairs.append((scale * image[block] @ text.T, teacher_scale * teacher_image[block] @ teacher_text.T))
+            pairs.append((scale * image[block] @ text.T, target(block, theirs, 0, 1)))
         if sides != "image_to_text":
-            pairs.append((scale * text[block] @ image.T, teacher_scale * teacher_text[block] @ teacher_image.T))
+            pairs.append((scale * text[block] @ image.T, target(block, theirs, 1, 0)))
         kls = [logits_kl(ours, theirs, temperature=temperature, direction=direction) for ours, theirs in pairs]
         return sum(kls[1:], kls[0]) * (len(pairs[0][0]) / (count * len(kls)))
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mmcompress.losses import Outputs
 from mmcompress.losses._logits import LogitsLoss
+from mmcompress.losses._mixture import mixed
+from mmcompress.losses._schedule import fixed
 from mmcompress.losses.logits_kl import logits_kl
 
 if TYPE_CHECKING:
@@ -29,7 +32,26 @@ class LogitStandardisedKL(LogitsLoss):
             UsageError: the models give logits of other tokens, frames or classes.
         """
         ours, theirs = self.logits(student, teacher)
-        return logit_standardised_kl(ours, theirs, temperature=self.temperature, mask=self.mask_of(student))
+        return logit_standardised_kl(ours, theirs, temperature=fixed(self.temperature), mask=self.mask_of(student))
+
+    def compute_several(
+        self,
+        student: Outputs,
+        teachers: Sequence[Outputs],
+        shares: Sequence[float],
+        projections: Sequence[torch.nn.Module | None],
+    ) -> Tensor:
+        """The same from the mixture of the teachers' distributions, each of standardised logits.
+
+        Raises:
+            UsageError: as :meth:`compute`; teachers of whose classes the likeliest alone were kept.
+        """
+        temperature = fixed(self.temperature)
+        theirs = [standardised(one) for one in self.whole_logits(student, teachers)]
+        target = mixed(theirs, shares, temperature)
+        return logits_kl(
+            standardised(student[self.output]), target, temperature=temperature, mask=self.mask_of(student)
+        )
 
 
 def standardised(logits: Tensor) -> Tensor:

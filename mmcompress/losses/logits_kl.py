@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
@@ -9,6 +10,8 @@ from pydantic import model_validator
 from mmcompress.losses import Outputs
 from mmcompress.losses._divergence import Direction, divergence, masked_mean
 from mmcompress.losses._logits import LogitsLoss
+from mmcompress.losses._mixture import mixed, mixed_independent
+from mmcompress.losses._schedule import fixed
 
 if TYPE_CHECKING:
     import torch
@@ -42,11 +45,27 @@ class LogitsKL(LogitsLoss):
         return logits_kl(
             ours,
             theirs,
-            temperature=self.temperature,
+            temperature=fixed(self.temperature),
             direction=self.direction,
             outcomes=self.outcomes,
             mask=self.mask_of(student),
         )
+
+    def compute_several(
+        self,
+        student: Outputs,
+        teachers: Sequence[Outputs],
+        shares: Sequence[float],
+        projections: Sequence[torch.nn.Module | None],
+    ) -> Tensor:
+        """:func:`logits_kl` from the mixture of the teachers' softened probabilities (averaged after the softmax).
+
+        Raises:
+            UsageError: as :meth:`compute`; teachers of whose classes the likeliest alone were kept.
+        """
+        mix = mixed if self.outcomes == "exclusive" else mixed_independent
+        target = mix(self.whole_logits(student, teachers), shares, fixed(self.temperature))
+        return self.compute(student, {**teachers[0], self.output: target}, None)
 
 
 def logits_kl(

@@ -42,6 +42,10 @@ class LogitsMSE(Loss):
             return counted
         return torch.tensor(float(student[self.output][..., 0].numel()))
 
+    def count_needs(self) -> frozenset[str]:
+        """The mask, where one is named."""
+        return frozenset() if self.mask is None else frozenset({self.mask})
+
     def compute(self, student: Outputs, teacher: Outputs, projection: torch.nn.Module | None) -> Tensor:
         """:func:`logits_mse`, with the student's mask and the teacher's scale.
 

@@ -41,6 +41,10 @@ class StageInput:
     """The identity of the training data, likewise."""
     validation_identity: JSON = None
     """The identity of the validation data, likewise."""
+    others: tuple[tuple[Model, str], ...] = ()
+    """Further teachers that the stage named, each with its artifact's key."""
+    track: Path | None = None
+    """Where scalars for TensorBoard go; nowhere where None."""
     progress: Callable[[str, int, int], None] = field(default=lambda message, done, total: None)
     """Called with a message, steps done and steps in all."""
 

@@ -251,7 +251,15 @@ def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 # --- encoding ------------------------------------------------------------------------------------------------------
 
 
-def encode(examples: Examples, family: Family, folder: Path, cache: Path, identity: JSON, tell: Progress) -> Encoded:
+def encode(
+    examples: Examples,
+    family: Family,
+    folder: Path,
+    cache: Path,
+    identity: JSON,
+    tell: Progress,
+    columns: frozenset[str] | None = None,
+) -> Encoded:
     """The compact arrays of a split for the preprocessing of a model folder: found in the cache, or made.
 
     Args:
@@ -261,14 +269,16 @@ def encode(examples: Examples, family: Family, folder: Path, cache: Path, identi
         cache: where they are kept, whole or not at all; a process that makes the same ones is waited for.
         identity: what tells the split from others; its ids and fingerprints where None.
         tell: told of progress.
+        columns: those that are read; all of the family's where None.
 
     Raises:
         InputError: a column is missing, a picture cannot be decoded, an example has no text.
     """
-    missing = sorted(family.columns - examples.columns)
+    columns = family.columns if columns is None else columns
+    missing = sorted(columns - examples.columns)
     if missing:
         raise InputError(
-            f"{family.component_name()} is trained with {', '.join(sorted(family.columns))}; the data has no"
+            f"{family.component_name()} is trained with {', '.join(sorted(columns))}; the data has no"
             f" {', '.join(missing)} (it has {', '.join(sorted(examples.columns))})"
         )
     if not len(examples):
@@ -280,8 +290,8 @@ def encode(examples: Examples, family: Family, folder: Path, cache: Path, identi
         {
             "examples": shown,
             "ids": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
-            "columns": sorted(family.columns),
-            "preprocessing": preprocessing_identity(examples, family, folder, processor),
+            "columns": sorted(columns),
+            "preprocessing": preprocessing_identity(examples, family, folder, processor, columns),
             "format": _FORMAT,
         }
     )
@@ -290,34 +300,36 @@ def encode(examples: Examples, family: Family, folder: Path, cache: Path, identi
         home.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(home.parent / f"{key}.lock"):
             if not (home / "index.json").is_file():
-                _write(examples, family, processor, home, tell)
+                _write(examples, columns, processor, home, tell)
     index = read_json(home / "index.json")
     arrays = {name: np.load(home / file, mmap_mode="r", allow_pickle=False) for name, file in index["arrays"].items()}
     offsets = np.load(home / "texts.offsets.npy", allow_pickle=False) if index["of_texts"] else None
     return Encoded(key, ids, processor, arrays, frozenset(index["of_texts"]), offsets, index["notes"], home)
 
 
-def preprocessing_identity(examples: Examples, family: Family, folder: Path, processor: Processor) -> JSON:
+def preprocessing_identity(
+    examples: Examples, family: Family, folder: Path, processor: Processor, columns: frozenset[str]
+) -> JSON:
     """What tells two preprocessings apart: their files, and what they make of a few examples.
 
     ``config.json`` is left out, so that a student shares the arrays of its teacher; what it says of sizes and lengths
     shows in the examples.
     """
     files = {n: digest_path(folder / n) for n in sorted(family.package_files(folder)) if n != "config.json"}
-    columns, _ = _columns([examples[i].values for i in range(min(4, len(examples)))], family)
+    values_of, _ = _columns([examples[i].values for i in range(min(4, len(examples)))], columns)
     sample = [
         [column, name, str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
-        for column, values in columns.items()
+        for column, values in values_of.items()
         for name, array in sorted(processor.compact({column: values}).items())
     ]
     return {"family": family.component_name(), "revision": family.revision_of_code, "files": files, "sample": sample}
 
 
-def _columns(examples: Sequence[Mapping[str, Any]], family: Family) -> tuple[dict[str, list[Any]], list[int]]:
+def _columns(examples: Sequence[Mapping[str, Any]], names: frozenset[str]) -> tuple[dict[str, list[Any]], list[int]]:
     """Values by the processor's column, texts in one list; and how many texts each example has."""
     columns: dict[str, list[Any]] = {}
     counts: list[int] = []
-    for name in sorted(family.columns):
+    for name in sorted(names):
         if name == ALTERNATIVES:
             columns["text"] = [text for values in examples for text in values[name]]
             counts = [len(values[name]) for values in examples]
@@ -326,7 +338,7 @@ def _columns(examples: Sequence[Mapping[str, Any]], family: Family) -> tuple[dic
     return columns, counts
 
 
-def _write(examples: Examples, family: Family, processor: Processor, home: Path, tell: Progress) -> None:
+def _write(examples: Examples, names: frozenset[str], processor: Processor, home: Path, tell: Progress) -> None:
     part = home.with_name(home.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -338,14 +350,14 @@ def _write(examples: Examples, family: Family, processor: Processor, home: Path,
     for start in range(0, len(examples), CHUNK):
         tell("encoding the examples", start, len(examples))
         chunk = [examples[i] for i in range(start, min(start + CHUNK, len(examples)))]
-        columns, chunk_counts = _columns([example.values for example in chunk], family)
+        columns, chunk_counts = _columns([example.values for example in chunk], names)
         _refuse_without_text(chunk, chunk_counts)
         counts += chunk_counts
         for column, values in columns.items():
             compact = processor.compact({column: values})
             notes.update(noted(compact))
             for name, array in compact.items():
-                if column == "text" and ALTERNATIVES in family.columns:
+                if column == "text" and ALTERNATIVES in names:
                     texts.setdefault(name, []).append(array)
                     continue
                 if len(array) != len(values):

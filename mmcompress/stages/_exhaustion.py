@@ -11,6 +11,11 @@ _MEMORY = ("can't allocate memory", "not enough memory", "CUDA out of memory", "
 _DISK = ("No space left on device", "PytorchStreamWriter failed", "unexpected pos")
 
 
+def is_memory(error: Exception) -> bool:
+    """Whether it was the memory that ran out, on the host or on the device."""
+    return isinstance(error, MemoryError) or any(part in str(error) for part in _MEMORY)
+
+
 @contextmanager
 def told_errors(batch_size: int) -> Iterator[None]:
     """Tell of memory and disk that ran out for what they are.
@@ -23,12 +28,11 @@ def told_errors(batch_size: int) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError, SafetensorError) as error:
-        text = str(error)
-        if isinstance(error, MemoryError) or any(part in text for part in _MEMORY):
+        if is_memory(error):
             raise StageError(
-                f"not enough memory for a batch of {batch_size}\n"
-                "  Lower batch_size (and raise accumulation to keep the number of examples per step)."
+                f"not enough memory for a batch of {batch_size}, in parts neither\n"
+                "  Raise accumulation, which changes nothing but memory and time; or lower batch_size."
             ) from error
-        if any(part in text for part in _DISK):
+        if any(part in str(error) for part in _DISK):
             raise StageError("no space left on the disk for a checkpoint\n  Free space and run it again.") from error
         raise

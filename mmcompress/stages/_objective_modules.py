@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,22 @@ from torch import Tensor
 from mmcompress.families import Family
 from mmcompress.losses import Loss, Outputs
 from mmcompress.losses._embeddings import embedded_pair
+from mmcompress.losses._schedule import fixed
 from mmcompress.losses.task import Task
+
+
+@dataclass(frozen=True)
+class Term:
+    """A loss under its name, as it is at a step."""
+
+    name: str
+    loss: Loss
+    weight: float
+
+
+def asked_by(terms: Sequence[Term]) -> frozenset[str]:
+    """Outputs of the teachers that some losses read."""
+    return frozenset[str]().union(*(term.loss.needs() for term in terms))
 
 
 class Objective(torch.nn.Module):
@@ -19,46 +35,86 @@ class Objective(torch.nn.Module):
 
     accepts_loss_kwargs = False
 
-    def __init__(self, family: Family, student: torch.nn.Module, losses: Sequence[Loss], want: frozenset[str]) -> None:
+    def __init__(
+        self,
+        family: Family,
+        student: torch.nn.Module,
+        losses: Sequence[Loss],
+        want: frozenset[str],
+        shares: Sequence[float] = (1.0,),
+    ) -> None:
+        """``shares``: how much each teacher counts, the main one first."""
         super().__init__()
         self.family = family
         self.student = student
         self.losses = tuple(losses)
         self.names = term_names(losses)
         self.want = want
+        self.shares = tuple(shares)
         self.projections = torch.nn.ModuleDict()
+        self.done = 0.0
+        """Share of the training that is done, which schedules of losses follow."""
 
-    def add_projections(self, inputs: Mapping[str, Tensor], teacher: Outputs, seed: int) -> None:
+    def add_projections(self, inputs: Mapping[str, Tensor], teachers: Sequence[Outputs], seed: int) -> None:
         """Ask each loss for its projection, with outputs of one batch; their first weights follow from the seed."""
         with torch.no_grad():
-            outputs = self.family.outputs(self.student, inputs, self.want)
+            outputs = self.outputs(inputs)
+        device = next(self.student.parameters()).device
         for index, (name, loss) in enumerate(zip(self.names, self.losses, strict=True)):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed + index)
-                made = None if isinstance(loss, Task) else loss.projection(outputs, teacher)
-            if made is not None:
-                self.projections[name] = made.to(next(self.student.parameters()).device)
+            if isinstance(loss, Task):
+                continue
+            for number, teacher in enumerate(teachers):
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed + index + 1000 * number)
+                    made = loss.projection(outputs, teacher)
+                if made is not None:
+                    self.projections[_key(name, number)] = made.to(device)
 
-    def forward(self, inputs: Mapping[str, Tensor], teacher: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
+    def terms(self) -> list[Term]:
+        """The losses as they are now; what follows a schedule has its value."""
+        now = [loss.at(self.done) for loss in self.losses]
+        return [Term(name, loss, fixed(loss.weight)) for name, loss in zip(self.names, now, strict=True)]
+
+    def asks(self) -> frozenset[str]:
+        """Outputs of the teachers that the losses read."""
+        return asked_by(self.terms())
+
+    def outputs(self, inputs: Mapping[str, Tensor], want: frozenset[str] | None = None) -> Outputs:
+        """The student's outputs in FP32: similarities and logarithms need more digits than bf16 has."""
+        found = self.family.outputs(self.student, inputs, self.want if want is None else want)
+        return {name: _single(value) for name, value in found.items()}
+
+    def value(self, term: Term, outputs: Outputs, inputs: Mapping[str, Tensor], teachers: Sequence[Outputs]) -> Tensor:
+        """A loss without its weight, outside of autocast."""
+        if isinstance(term.loss, Task):
+            return self.family.task_loss(outputs, inputs)
+        found = [self.projections[key] if key in self.projections else None for key in self._keys(term.name)]
+        if len(teachers) == 1:
+            return term.loss.compute(outputs, teachers[0], found[0])
+        return term.loss.compute_several(outputs, teachers, self.shares, found)
+
+    def _keys(self, name: str) -> list[str]:
+        return [_key(name, number) for number in range(len(self.shares))]
+
+    def forward(self, inputs: Mapping[str, Tensor], teachers: Sequence[Outputs]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and its unweighted terms and ``retrieval`` (where there are embeddings), detached."""
-        outputs = self.family.outputs(self.student, inputs, self.want)
-        device = next(iter(inputs.values())).device.type
+        outputs = self.outputs(inputs)
+        device = next(iter(inputs.values())).device
         terms: dict[str, Tensor] = {}
-        # Similarities and logarithms need more digits than bf16 has.
-        with torch.autocast(device, enabled=False):
-            outputs = {name: _single(value) for name, value in outputs.items()}
-            total = torch.zeros((), device=next(iter(inputs.values())).device)
-            for name, loss in zip(self.names, self.losses, strict=True):
-                if isinstance(loss, Task):
-                    value = self.family.task_loss(outputs, inputs)
-                else:
-                    value = loss.compute(outputs, teacher, self.projections[name] if name in self.projections else None)
-                total = total + loss.weight * value
-                terms[name] = value.detach()
+        with torch.autocast(device.type, enabled=False):
+            total = torch.zeros((), device=device)
+            for term in self.terms():
+                value = self.value(term, outputs, inputs, teachers)
+                total = total + term.weight * value
+                terms[term.name] = value.detach()
             pair = embedded_pair(outputs)
             if not self.training and pair is not None:
                 terms["retrieval"] = in_batch_retrieval(*(outputs[name] for name in pair))
         return total, terms
+
+
+def _key(name: str, teacher: int) -> str:
+    return f"{name}_of_teacher_{teacher + 1}" if teacher else name
 
 
 def _single(value: Any) -> Any:

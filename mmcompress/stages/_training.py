@@ -6,24 +6,26 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from mmcompress import _processes
+from mmcompress.component import digest_json, dump
 from mmcompress.errors import StageError, UsageError
-from mmcompress.losses import Loss, kept_classes
+from mmcompress.losses import Loss
 from mmcompress.stages import Model, StageInput
-from mmcompress.stages._batches import Augment, Batches, Encoded, encode
+from mmcompress.stages._batches import Batches
 from mmcompress.stages._exhaustion import told_errors
-from mmcompress.stages._stored_rows import StoreAs
-from mmcompress.stages._training_fields import TeacherOutputs, TrainingFields, wanted
+from mmcompress.stages._feeding import Answers, Feeding, Teacher
+from mmcompress.stages._tracking import Tracker
+from mmcompress.stages._training_fields import TrainingFields, wanted
+from mmcompress.stages._vocabularies import check_vocabularies
 
 if TYPE_CHECKING:
     import torch
+    from transformers import TrainingArguments
 
-    from mmcompress.stages._objective_modules import Objective
-    from mmcompress.stages._teacher_outputs import Asked, Stored
     from mmcompress.stages._trainer_modules import Course, StageTrainer
 
 
@@ -36,13 +38,9 @@ class Training:
     student: Model
     """The model folder to start from."""
     losses: tuple[Loss, ...]
-    teacher: Model | None = None
-    """Asked where a loss needs it."""
-    teacher_outputs: TeacherOutputs = "online"
-    teacher_views: int | None = None
-    """How many views of each example there are where pictures are altered; a new one in each epoch where None."""
-    store_as: StoreAs = "int16"
-    """How outputs are kept."""
+    teachers: tuple[Teacher, ...] = ()
+    """Asked where a loss needs it; the main one first."""
+    answers: Answers = field(default_factory=Answers)
     freeze: tuple[str, ...] = ()
     """Modules or parameters that stay as they are, by prefix of their names."""
 
@@ -52,11 +50,12 @@ def train(training: Training) -> dict[str, Any]:
 
     Returns:
         Facts: steps, epochs, seconds, examples_per_second, losses (final terms), validation (one entry per evaluation),
-        precision, resumed_from, notes (what was counted in the data).
+        precision, resumed_from, processes, parts (that a batch was computed in), split_at (the step since which it was
+        split, because it did not fit into memory), notes (what was counted in the data).
 
     Raises:
         InputError: data that does not fit the family or the batch size.
-        UsageError: evaluations are asked for and there is no validation data.
+        UsageError: evaluations are asked for and there is no validation data; processes that disagree.
         StageError: divergence, memory, a prefix that matched nothing.
     """
     given, fields = training.given, training.fields
@@ -64,19 +63,23 @@ def train(training: Training) -> dict[str, Any]:
         raise UsageError(f"evaluations: {fields.evaluations}, but the recipe has no data.validation")
     began = time.monotonic()
     with told_errors(fields.batch_size):
-        trainer, source = _prepare(training)
-        checkpoint = _last_checkpoint(trainer.folder)
+        trainer, tracker = _prepare(training)
+        checkpoint = _processes.first(lambda: _last_checkpoint(trainer.folder))
+        first = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+        if tracker is not None:
+            tracker.open(first)
         trainer.fit(checkpoint)
-        training.student.family.save(trainer.objective.student.cpu().eval(), source, given.output)
-    first = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+        if tracker is not None:
+            tracker.close()
+        if not _processes.rank():
+            training.student.family.save(trainer.objective.student.cpu().eval(), training.student.folder, given.output)
     seconds = time.monotonic() - began
-    size = fields.batch_size * fields.accumulation
     done = trainer.state.global_step
     return {
         "steps": done,
-        "epochs": round(done * fields.accumulation / trainer.batches.per_epoch, 3),
+        "epochs": round(done / trainer.batches[0].per_epoch, 3),
         "seconds": round(seconds, 3),
-        "examples_per_second": round((done - first) * size / seconds, 1),
+        "examples_per_second": round((done - first) * fields.batch_size / seconds, 1),
         "losses": trainer.recent_terms(),
         "validation": [
             {name.removeprefix("eval_"): value for name, value in entry.items() if name != "epoch"}
@@ -86,63 +89,94 @@ def train(training: Training) -> dict[str, Any]:
         "best_step": trainer.state.best_global_step,
         "precision": fields.resolved_precision(),
         "resumed_from": first,
-        "notes": dict(trainer.batches.data.notes),
+        "processes": _processes.count(),
+        "parts": trainer.parts,
+        "split_at": trainer.split_at,
+        "notes": dict(trainer.batches[0].data.notes),
     }
 
 
-def _prepare(training: Training) -> tuple[StageTrainer, Path]:
-    """The trainer with its model, batches and teacher, and the folder that the model came from."""
+def _prepare(training: Training) -> tuple[StageTrainer, Tracker | None]:
+    """The trainer with its model, batches and teachers, and what writes its scalars where that is asked for."""
     from mmcompress.stages._objective_modules import Objective
-    from mmcompress.stages._trainer_modules import StageTrainer, arguments
+    from mmcompress.stages._trainer_modules import StageTrainer
 
     given, fields, student = training.given, training.fields, training.student
-    bf16 = fields.resolved_precision() == "bf16"
     model = student.family.load(student.folder, attention=fields.resolved_attention(training.losses))
     frozen = freeze(model, training.freeze)
     want = frozenset[str]().union(*(wanted(student.family, loss) for loss in training.losses))
-    objective = Objective(student.family, model, training.losses, want)
-    asks = frozenset[str]().union(*(loss.needs() for loss in training.losses))
-    teacher = training.teacher if asks else None
-    data = _encode(training, "train")
-    total = fields.step_count(max(1, len(data[0]) // fields.batch_size))
+    device = _device()
+    feeding = Feeding(
+        given, student, training.losses, want, training.teachers, training.answers, fields.resolved_precision(), device
+    )
+    check_vocabularies(training.losses, student, [teacher.model for teacher in feeding.followed()])
+    total = fields.step_count(max(1, len(feeding.encoded("train")) // fields.batch_size))
     course = _course(fields, total)
-    arguments_of = arguments(
-        given.work / "training",
-        bf16=bf16,
-        seed=given.seed,
-        max_steps=total,
+    # Process 0 writes the checkpoints, and the others read them.
+    folder = Path(_processes.told_by_first(str(given.work))) / "training"
+    asked = feeding.asked()
+    batches = feeding.batches("train", asked, fields.batch_size, fields.augment)
+    _processes.agree("what is trained", _digest(training, batches[0]))
+    validation = None
+    if fields.evaluations:
+        size = min(fields.batch_size, len(feeding.encoded("validation")))
+        validation = feeding.batches("validation", asked, size, "none")
+    cached = training.answers.outputs == "cached"
+    for one in asked if cached else ():
+        one.release()
+    shares = [teacher.share for teacher in feeding.followed()] or [1.0]
+    objective = Objective(student.family, model, training.losses, want, shares).to(device)
+    tracker = Tracker(given.track) if given.track is not None and not _processes.rank() else None
+    trainer = StageTrainer(
+        objective,
+        _arguments(fields, folder, given.seed, course),
+        batches=batches,
+        validation=validation,
+        teachers=[None if cached else one for one in asked] or [None],
+        course=course,
+        tell=given.progress,
+        parts=fields.accumulation,
+        tracker=tracker,
+    )
+    if asked:
+        trainer.project(given.seed)
+    given.progress(f"{frozen} parameters frozen" if frozen else "training", 0, total)
+    return trainer, tracker
+
+
+def _device() -> torch.device:
+    import torch
+
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if _processes.count() > 1 else 0)
+        if (torch.cuda.is_available())
+        else torch.device("cpu")
+    )
+
+
+def _digest(training: Training, batches: Batches) -> str:
+    """What must be the same in all processes."""
+    losses = [dump(loss) for loss in training.losses]
+    return digest_json([training.fields.model_dump(mode="json"), losses, batches.data.key, training.given.seed])
+
+
+def _arguments(fields: TrainingFields, folder: Path, seed: int, course: Course) -> TrainingArguments:
+    from mmcompress.stages._trainer_modules import arguments
+
+    return arguments(
+        folder,
+        bf16=fields.resolved_precision() == "bf16",
+        seed=seed,
+        max_steps=course.steps,
         per_device_train_batch_size=fields.batch_size,
-        gradient_accumulation_steps=fields.accumulation,
         learning_rate=fields.learning_rate,
         weight_decay=fields.weight_decay,
-        warmup_steps=round(fields.warmup * total),
+        warmup_steps=round(fields.warmup * course.steps),
         lr_scheduler_type="constant_with_warmup" if fields.schedule == "constant" else fields.schedule,
         max_grad_norm=fields.clip,
         metric_for_best_model=course.metric,
         greater_is_better=fields.best_by == "retrieval",
     )
-    asked = _asked(training, teacher, asks, arguments_of.device, bf16) if teacher is not None else None
-    batches = _batches(training, data, asked, fields.batch_size, fields.augment, thin=True)
-    validation = None
-    if fields.evaluations:
-        held = _encode(training, "validation")
-        validation = _batches(training, held, asked, min(fields.batch_size, len(held[0])), "none")
-    live = asked if training.teacher_outputs == "online" else None
-    if asked is not None and live is None:
-        asked.release()
-    objective.to(arguments_of.device)
-    _project(objective, batches, asked, given.seed)
-    trainer = StageTrainer(
-        objective,
-        arguments_of,
-        batches=batches,
-        validation=validation,
-        teacher=live,
-        course=course,
-        tell=given.progress,
-    )
-    given.progress(f"{frozen} parameters frozen" if frozen else "training", 0, total)
-    return trainer, student.folder
 
 
 def freeze(model: torch.nn.Module, prefixes: Sequence[str]) -> int:
@@ -179,89 +213,6 @@ def _course(fields: TrainingFields, total: int) -> Course:
         patience=fields.patience,
         metric=f"eval_{fields.best_by}",
     )
-
-
-def _encode(training: Training, split: Literal["train", "validation"]) -> tuple[Encoded, Encoded | None]:
-    """The split as the student is fed it and, where it is another, as the teacher is."""
-    given, student, teacher = training.given, training.student, training.teacher
-    examples, identity = given.train, given.train_identity
-    if split == "validation":
-        assert given.validation is not None
-        examples, identity = given.validation, given.validation_identity
-
-    def of(model: Model) -> Encoded:
-        return encode(examples, model.family, model.folder, given.cache, identity, given.progress)
-
-    own = of(student)
-    if teacher is None:
-        return own, None
-    other = of(teacher)
-    return own, None if other.key == own.key else other
-
-
-def _asked(training: Training, teacher: Model, want: frozenset[str], device: torch.device, bf16: bool) -> Asked:
-    from mmcompress.stages._teacher_outputs import Asked
-    from mmcompress.stages._trainer_modules import autocast
-
-    # Attention maps come from eager attention alone; a forward is faster with SDPA, on a CPU too.
-    maps = any(name.endswith(".attentions") for name in want)
-
-    def load() -> torch.nn.Module:
-        return teacher.family.load(teacher.folder, attention="eager" if maps else "sdpa").to(device).eval()
-
-    return Asked(teacher.family, load, want, partial(autocast, device, bf16), device)
-
-
-def _batches(
-    training: Training,
-    data: tuple[Encoded, Encoded | None],
-    asked: Asked | None,
-    size: int,
-    augment: Augment,
-    thin: bool = False,
-) -> Batches:
-    from mmcompress.stages._stored_keys import teacher_identity
-    from mmcompress.stages._teacher_outputs import Keeping, stored
-
-    fields, given = training.fields, training.given
-    own, other = data
-    keep: Stored | None = None
-    if asked is not None and training.teacher_outputs == "cached":
-        assert training.teacher is not None
-        keeping = Keeping(
-            given.cache,
-            teacher_identity(training.teacher, given.teacher_key),
-            fields.resolved_precision(),
-            training.store_as,
-            kept_classes(training.losses),
-        )
-        keep = stored(asked, other or own, keeping, given.progress, augment, training.teacher_views)
-    return Batches(
-        own,
-        size,
-        given.seed,
-        augment,
-        teacher=other if asked is not None and keep is None else None,
-        stored=keep,
-        asks=asked is not None and keep is None,
-        thin=thin,
-        views=training.teacher_views,
-    )
-
-
-def _project(objective: Objective, batches: Batches, asked: Asked | None, seed: int) -> None:
-    """Let the losses make their projections from the shapes of one batch."""
-    if asked is None:
-        return
-    import torch
-
-    device = asked.device
-    batch = {
-        part: {name: torch.from_numpy(array).to(device) for name, array in feeds.items()}
-        for part, feeds in batches[0].items()
-    }
-    teacher = batch.get("teacher_outputs") or asked(batch.get("teacher_inputs", batch["inputs"]))
-    objective.add_projections(batch["inputs"], teacher, seed)
 
 
 def _last_checkpoint(folder: Path) -> Path | None:

@@ -29,9 +29,11 @@ class TrainingFields(BaseModel):
     steps: int | None = Field(None, ge=1)
     """Optimiser steps, instead of ``epochs``."""
     batch_size: int = Field(256, ge=1)
-    """Examples that are fed, and compared by contrastive losses, at a time."""
+    """Examples of an optimiser step, over all processes: those that contrastive losses compare with one another."""
     accumulation: int = Field(1, ge=1)
-    """Batches per optimiser step. It does not make contrastive losses compare more examples."""
+    """Parts that a batch is computed in, one after the other, so that it needs less memory. Loss and gradients stay those
+    of the whole batch: losses that compare its examples are given the outputs of all of them, for one forward more
+    (GradCache, arXiv:2101.06983), and so are means over tokens that count; other losses add up."""
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     """For matrices alone; biases, norms and the logit scale are free."""
@@ -61,6 +63,8 @@ class TrainingFields(BaseModel):
     def _possible(self) -> TrainingFields:
         if self.epochs is not None and self.steps is not None:
             raise ValueError("expected epochs or steps, not both")
+        if self.accumulation > self.batch_size:
+            raise ValueError(f"a batch of {self.batch_size} examples has no {self.accumulation} parts")
         if self.patience is not None and self.evaluations <= self.patience:
             raise ValueError(f"patience {self.patience} never ends a training of {self.evaluations} evaluations")
         return self
@@ -70,7 +74,7 @@ class TrainingFields(BaseModel):
         if self.steps is not None:
             return self.steps
         epochs = DEFAULT_EPOCHS if self.epochs is None else self.epochs
-        return max(1, round(epochs * batches_per_epoch / self.accumulation))
+        return max(1, round(epochs * batches_per_epoch))
 
     def resolved_precision(self) -> Literal["fp32", "bf16"]:
         """The precision on this machine."""

@@ -13,6 +13,7 @@ from mmcompress.families import Family
 from mmcompress.losses import AnyLoss, Loss, kept_classes
 from mmcompress.losses.task import Task
 from mmcompress.stages import Stage, StageInput
+from mmcompress.stages._feeding import Answers, Teacher
 from mmcompress.stages._pseudo_labels import LabelFilter, Labels, target_of, with_teacher_labels
 from mmcompress.stages._stored_rows import StoreAs
 from mmcompress.stages._student import Student, begin, student_family, student_problems
@@ -142,17 +143,7 @@ class Distill(TrainingFields, Stage):
         if self.labels == "teacher":
             given, told["labels"] = with_teacher_labels(given, self.label_filter or LabelFilter())
         losses, asking = self.terms(student.family), self.asking(student.family)
-        facts = train(
-            Training(
-                self,
-                given,
-                student,
-                losses,
-                given.teacher,
-                asking,
-                teacher_views=self.teacher_views,
-                store_as=self.store_as,
-                freeze=self.freeze,
-            )
-        )
+        answers = Answers(asking, self.teacher_views, self.store_as)
+        teachers = (Teacher(given.teacher, given.teacher_key),)
+        facts = train(Training(self, given, student, losses, teachers, answers, self.freeze))
         return {**facts, **told, "teacher_outputs": asking}

@@ -46,6 +46,7 @@ def encoded(root: Path, **given: Any) -> Any:
     [
         {"epochs": 1, "steps": 1},
         {"batch_size": 0},
+        {"batch_size": 4, "accumulation": 5},
         {"learning_rate": 0},
         {"warmup": 1},
         {"patience": 2, "evaluations": 2},
@@ -61,7 +62,7 @@ def test_impossible_fields_are_refused(fields: dict[str, Any]) -> None:
 @unit
 def test_steps_follow_from_epochs() -> None:
     assert TrainingFields(epochs=2).step_count(10) == 20
-    assert TrainingFields(epochs=0.5, accumulation=2).step_count(10) == 2
+    assert TrainingFields(epochs=0.5, accumulation=2).step_count(10) == 5
     assert TrainingFields(epochs=0.001).step_count(10) == 1
     assert TrainingFields(steps=7).step_count(10) == 7
     assert TrainingFields().step_count(3) == 30
