@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 STRUCTURE = "structure.json"
 FORMAT = 1
-FEED_FORWARD_KEYS = ("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim")
-"""How transformers' configurations name the width of a feed-forward block."""
+KEPT = "kept_layers"
+"""The attribute of a module list that names the layers it kept, by their index before."""
 
 
 def describe_structure(model: nn.Module, reference: nn.Module) -> dict[str, JSON] | None:
@@ -47,6 +47,11 @@ def describe_structure(model: nn.Module, reference: nn.Module) -> dict[str, JSON
     Raises:
         ValueError: the two do not consist of the same modules and parameters, so that shapes alone cannot tell them apart.
     """
+    layers = _kept_layers(model, reference)
+    if layers:
+        reference = copy.deepcopy(reference)
+        for stack, kept in layers.items():
+            drop_layers(reference, stack, kept)
     ours, theirs = dict(model.named_modules()), dict(reference.named_modules())
     if ours.keys() != theirs.keys():
         raise ValueError(f"modules of one model alone: {_some(ours.keys() ^ theirs.keys())}")
@@ -56,9 +61,9 @@ def describe_structure(model: nn.Module, reference: nn.Module) -> dict[str, JSON
         if entry:
             modules[name] = entry
     tied = _tied(model)
-    if not modules and tied == _tied(reference):
+    if not modules and not layers and tied == _tied(reference):
         return None
-    return {"format": FORMAT, "modules": modules, "tied": tied}
+    return {"format": FORMAT, "modules": modules, "tied": tied, **({"layers": layers} if layers else {})}
 
 
 def apply_structure(model: nn.Module, structure: JSON, origin: str | Path = STRUCTURE) -> None:
@@ -67,7 +72,10 @@ def apply_structure(model: nn.Module, structure: JSON, origin: str | Path = STRU
     Raises:
         InputError: the structure is of another format or does not fit the model; ``origin`` and the module are named.
     """
-    modules, tied = _read(structure, str(origin))
+    modules, tied, layers = _read(structure, str(origin))
+    for stack, kept in layers.items():
+        _check_layers(model, stack, kept, str(origin))
+        drop_layers(model, stack, kept)
     for name, entry in modules.items():
         try:
             module = model.get_submodule(name)
@@ -82,6 +90,34 @@ def apply_structure(model: nn.Module, structure: JSON, origin: str | Path = STRU
         problem = _inconsistent(module)
         if problem:
             raise InputError(f"{origin}: {name or 'the model'}: {problem}")
+
+
+def drop_layers(model: nn.Module, stack: str, kept: Sequence[int]) -> None:
+    """Keep some layers of a module list alone, in place; numbers that tell a layer its place in a cache follow."""
+    from torch import nn
+
+    before = model.get_submodule(stack)
+    assert isinstance(before, nn.ModuleList)
+    after = nn.ModuleList([before[index] for index in kept])
+    origin = getattr(before, KEPT, None)
+    setattr(after, KEPT, [origin[index] for index in kept] if origin else list(kept))
+    for place, layer in enumerate(after):
+        for module in layer.modules():
+            if type(getattr(module, "layer_idx", None)) is int:
+                module.layer_idx = place  # type: ignore[assignment]
+    owner, _, attribute = stack.rpartition(".")
+    setattr(model.get_submodule(owner), attribute, after)
+
+
+def _kept_layers(model: nn.Module, reference: nn.Module) -> dict[str, JSON]:
+    """Per stack that is shorter than the reference's, the reference's layers that it holds."""
+    known = dict(reference.named_modules())
+    found: dict[str, JSON] = {}
+    for name, module in model.named_modules():
+        kept = getattr(module, KEPT, None)
+        if kept is not None and name in known and len(known[name]) > len(module):  # type: ignore[arg-type]
+            found[name] = list(kept)
+    return found
 
 
 def check_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str | Path) -> None:
@@ -111,32 +147,20 @@ def check_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str |
         )
 
 
-def fold_into_config(
-    config: Mapping[str, JSON], model: nn.Module, build: Callable[[dict[str, JSON]], nn.Module]
-) -> tuple[dict[str, JSON], dict[str, JSON] | None]:
-    """Tell by the configuration what it can tell; gives the new configuration and the structure that is left.
-
-    Where all feed-forward blocks that a width in ``config`` (top level or one section below) makes were cut to one and
-    the same width, that number is replaced, so that the folder opens with transformers' ``from_pretrained`` too.
-    ``build`` makes the model of a configuration (on the meta device); ``config`` names its widths in full (``to_dict``).
-    """
-    folded: dict[str, JSON] = copy.deepcopy(dict(config))
-    reference = build(folded)
-    structure = describe_structure(model, reference)
-    for path in _width_paths(folded):
-        if structure is None:
-            break
-        for width in _candidates(structure, reference, _get(folded, path)):
-            trial = copy.deepcopy(folded)
-            _section(trial, path)[path[-1]] = width
-            narrowed = build(trial)
-            made_by_it = describe_structure(narrowed, reference) or {"modules": {}}
-            left = describe_structure(model, narrowed)
-            remaining = left["modules"] if left else {}
-            if made_by_it["modules"] and not made_by_it["modules"].keys() & remaining.keys():
-                folded, reference, structure = trial, narrowed, left
-                break
-    return folded, structure
+def readme(family: str, structured: bool, config: Mapping[str, JSON]) -> str:
+    """What opens a pruned model's folder: Markdown."""
+    kind = config.get("model_type")
+    own = f"`mmcompress` opens it as `{family}: {{path: THIS_FOLDER}}` in a recipe.\n"
+    if structured:
+        reason = (
+            f"Its parts were cut to different sizes, which `config.json` cannot tell and `{STRUCTURE}` does, so"
+            " `from_pretrained` of transformers does not open it."
+        )
+    elif isinstance(kind, str):
+        reason = "Its configuration tells all that was cut, so `from_pretrained` of transformers opens it too."
+    else:
+        reason = "It is no model of transformers."
+    return f"# A pruned model\n\n{own}{reason}\n"
 
 
 def read_structure(folder: Path) -> JSON | None:
@@ -207,14 +231,16 @@ def _some(names: Any) -> str:
 # --- applying ------------------------------------------------------------------------------------------------------
 
 
-def _read(structure: JSON, origin: str) -> tuple[dict[str, dict[str, Any]], list[list[str]]]:
+def _read(structure: JSON, origin: str) -> tuple[dict[str, dict[str, Any]], list[list[str]], dict[str, list[int]]]:
     if not isinstance(structure, dict) or structure.get("format") != FORMAT:
         found = structure.get("format") if isinstance(structure, dict) else type(structure).__name__
         raise InputError(f"{origin}: format {found!r}, expected {FORMAT}\n  Write the model again with this version.")
-    unknown = structure.keys() - {"format", "modules", "tied"}
-    modules, tied = structure.get("modules"), structure.get("tied")
-    if unknown or not isinstance(modules, dict) or not isinstance(tied, list):
-        raise InputError(f"{origin}: expected the keys format, modules (a mapping) and tied (a list)")
+    unknown = structure.keys() - {"format", "modules", "tied", "layers"}
+    modules, tied, layers = structure.get("modules"), structure.get("tied"), structure.get("layers", {})
+    if unknown or not isinstance(modules, dict) or not isinstance(tied, list) or not isinstance(layers, dict):
+        raise InputError(
+            f"{origin}: expected the keys format, modules (a mapping), tied (a list) and, at will, layers (a mapping)"
+        )
     for name, entry in modules.items():
         if not isinstance(entry, dict) or entry.keys() - {"shapes", "attributes"}:
             raise InputError(f"{origin}: {name}: expected a mapping with shapes and attributes")
@@ -223,7 +249,20 @@ def _read(structure: JSON, origin: str) -> tuple[dict[str, dict[str, Any]], list
     for group in tied:
         if not isinstance(group, list) or len(group) < 2 or not all(isinstance(item, str) for item in group):
             raise InputError(f"{origin}: tied: expected lists of two or more parameter names, got {group!r}")
-    return modules, tied
+    return modules, tied, layers
+
+
+def _check_layers(model: nn.Module, stack: str, kept: JSON, origin: str) -> None:
+    from torch import nn
+
+    module = dict(model.named_modules()).get(stack)
+    if not isinstance(module, nn.ModuleList):
+        raise InputError(f"{origin}: layers: the model of config.json has no stack of layers {stack!r}")
+    rising = isinstance(kept, list) and bool(kept) and all(type(i) is int for i in kept) and kept == sorted(set(kept))
+    if not rising or kept[0] < 0 or kept[-1] >= len(module):
+        raise InputError(
+            f"{origin}: layers: {stack}: {kept!r} are not rising indices of the {len(module)} layers that config.json makes"
+        )
 
 
 def _narrow(module: nn.Module, name: str, shape: JSON, where: str) -> None:
@@ -304,40 +343,3 @@ def _tie(model: nn.Module, tied: Sequence[Sequence[str]], origin: str) -> None:
 def _replace(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
     owner, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(owner), attribute, parameter)
-
-
-# --- folding -------------------------------------------------------------------------------------------------------
-
-
-def _width_paths(config: Mapping[str, JSON]) -> list[tuple[str, ...]]:
-    top = [(key,) for key in FEED_FORWARD_KEYS if type(config.get(key)) is int]
-    below = [
-        (section, key)
-        for section, values in config.items()
-        if isinstance(values, dict)
-        for key in FEED_FORWARD_KEYS
-        if type(values.get(key)) is int
-    ]
-    return [*top, *below]
-
-
-def _section(config: dict[str, JSON], path: tuple[str, ...]) -> dict[str, JSON]:
-    section: dict[str, JSON] = config
-    for key in path[:-1]:
-        section = section[key]
-    return section
-
-
-def _get(config: dict[str, JSON], path: tuple[str, ...]) -> int:
-    return int(_section(config, path)[path[-1]])
-
-
-def _candidates(structure: Mapping[str, JSON], reference: nn.Module, width: int) -> list[int]:
-    """Widths that modules now have where the reference has ``width``."""
-    found = set()
-    for name, entry in structure["modules"].items():
-        module = reference.get_submodule(name)
-        for attribute, value in entry.get("attributes", {}).items():
-            if getattr(module, attribute) == width and type(value) is int:
-                found.add(value)
-    return sorted(found, reverse=True)

@@ -15,12 +15,12 @@ from mmcompress.component import nearest
 from mmcompress.errors import InputError, UsageError
 from mmcompress.families import Family
 from mmcompress.families._checkpoints import copy_files, load_strictly, read_weights, source_folder, write_weights
+from mmcompress.families._folding import fold_into_config
 from mmcompress.families._images import read_object
 from mmcompress.families._structure import (
     STRUCTURE,
     apply_structure,
     describe_structure,
-    fold_into_config,
     read_structure,
     write_structure,
 )

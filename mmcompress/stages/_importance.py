@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,23 +61,107 @@ def taylor(blocks: Sequence[Block], model: nn.Module, losses: Iterable[Tensor]) 
     """
     import torch
 
-    names = sorted({name for block in blocks for name in block.consumers})
-    weights = [_weight(model, name) for name in names]
     totals = {block.name: torch.zeros(block.groups, dtype=torch.float64) for block in blocks}
     batches = 0
-    for loss in losses:
-        gradients = dict(zip(names, torch.autograd.grad(loss, weights, allow_unused=True), strict=True))
+    for gradients in _gradients(blocks, model, losses):
         for block in blocks:
             change = torch.zeros(block.groups, dtype=torch.float64)
-            for name in block.consumers:
-                gradient = gradients[name]
-                if gradient is not None:
-                    change += _per_group((_weight(model, name).detach() * gradient).double().sum(dim=0), block)
+            for _, axis, weight, gradient in _masks(block, model, gradients):
+                change += _per_group(_over_others(weight * gradient, axis), block)
             totals[block.name] += change.abs()
         batches += 1
     if batches == 0:
         raise ValueError("no batch to take gradients of")
     return {name: (total / batches).tolist() for name, total in totals.items()}
+
+
+def obd(blocks: Sequence[Block], model: nn.Module, losses: Iterable[Tensor]) -> Scores:
+    """The second-order change of the loss when a group is masked: half the sum of h_kk * w_k^2 over its weights.
+
+    LeCun et al., Optimal Brain Damage, 1990, equation 3, with each h_kk by the empirical Fisher information, the mean
+    square of the gradient over batches. Weights are those that :func:`taylor` sets to zero.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    import torch
+
+    totals = {block.name: torch.zeros(block.groups, dtype=torch.float64) for block in blocks}
+    batches = 0
+    for gradients in _gradients(blocks, model, losses):
+        for block in blocks:
+            for _, axis, weight, gradient in _masks(block, model, gradients):
+                totals[block.name] += _per_group(_over_others((weight * gradient).square() / 2, axis), block)
+        batches += 1
+    if batches == 0:
+        raise ValueError("no batch to take gradients of")
+    return {name: (total / batches).tolist() for name, total in totals.items()}
+
+
+def activation(blocks: Sequence[Block], model: nn.Module, losses: Iterable[Tensor]) -> Scores:
+    """The root mean square, over tokens, of the activations of a group's channels, relative to the block's mean.
+
+    Activations are what the layers that take the channels are given; of queries and keys, what the query layer gives.
+    ``losses`` drives the forward passes: their values are not read.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    import torch
+
+    sums = {block.name: torch.zeros(block.groups, dtype=torch.float64) for block in blocks}
+    counts = dict.fromkeys(sums, 0)
+
+    def listen(block: Block) -> Callable[..., None]:
+        def hook(module: nn.Module, given: tuple[Tensor, ...], made: Tensor | None = None) -> None:
+            values = (given[0] if made is None else made).detach()
+            squares = values.reshape(-1, values.shape[-1]).double().square()
+            sums[block.name] += _per_group(squares.sum(dim=0), block)
+            counts[block.name] += len(squares)
+
+        return hook
+
+    handles = []
+    for block in blocks:
+        if block.consumers:
+            handles += [model.get_submodule(n).register_forward_pre_hook(listen(block)) for n in block.consumers]
+        else:
+            handles.append(model.get_submodule(block.producers[0]).register_forward_hook(listen(block)))
+    try:
+        batches = sum(1 for _ in losses)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if batches == 0:
+        raise ValueError("no batch to run")
+    return {name: _relative((total / max(1, counts[name])).sqrt().tolist()) for name, total in sums.items()}
+
+
+def _gradients(
+    blocks: Sequence[Block], model: nn.Module, losses: Iterable[Tensor]
+) -> Iterator[dict[str, Tensor | None]]:
+    """Gradients of all that masks the blocks, by name, batch by batch; nothing is left on the model."""
+    import torch
+
+    known = dict(model.named_parameters(remove_duplicate=False))
+    names = sorted({name for block in blocks for name, _ in block.masks if name in known})
+    for loss in losses:
+        found = torch.autograd.grad(loss, [known[name] for name in names], allow_unused=True)
+        yield dict(zip(names, found, strict=True))
+
+
+def _masks(
+    block: Block, model: nn.Module, gradients: Mapping[str, Tensor | None]
+) -> Iterator[tuple[str, int, Tensor, Tensor]]:
+    for name, axis in block.masks:
+        gradient = gradients.get(name)
+        if gradient is not None:
+            yield name, axis, model.get_parameter(name).detach(), gradient
+
+
+def _over_others(values: Tensor, axis: int) -> Tensor:
+    """Sums over all axes but one, in FP64."""
+    return values.double().movedim(axis, 0).flatten(1).sum(dim=1) if values.dim() > 1 else values.double()
 
 
 def task_losses(

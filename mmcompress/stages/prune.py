@@ -1,16 +1,16 @@
-"""Remove attention heads and feed-forward units until a share of the cost is left, then train to recover."""
+"""Remove heads, feed-forward units, width or layers until a share of the cost is left, then train to recover."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
 from pydantic_core import PydanticCustomError, core_schema
 
 from mmcompress.component import JSON, digest_path, find
@@ -18,54 +18,24 @@ from mmcompress.data import Examples
 from mmcompress.errors import InputError, StageError
 from mmcompress.families import Family
 from mmcompress.stages import Model, Stage, StageInput
-from mmcompress.stages._pruning import (
-    TOLERANCE,
-    Block,
-    Dependencies,
-    Ranking,
-    Unit,
-    choose,
-    chunks_of,
-    tie_again,
-    tied_parameters,
-)
+from mmcompress.stages._choice import Ranking
+from mmcompress.stages._cutting import Budget, prune_model
+from mmcompress.stages._goal import Goal
+from mmcompress.stages._pruning import Block, Part
 from mmcompress.store import read_json, write_json
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from mmcompress.stages._block_times import Times
     from mmcompress.stages._importance import Scores
 
-Ratio = Annotated[float, Field(gt=0, lt=1)]
-Importance = Literal["taylor", "magnitude", "random"]
-Part = Literal["heads", "feed_forward"]
-
-
-class Goal(BaseModel):
-    """The share of each tower's cost to keep, in MACs or in parameters: one of the two."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    macs: Ratio | None = None
-    parameters: Ratio | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Goal:
-        if (self.macs is None) == (self.parameters is None):
-            raise ValueError("expected one of macs and parameters, such as `goal: {macs: 0.5}`")
-        return self
-
-    @property
-    def unit(self) -> Unit:
-        """What is counted."""
-        return "macs" if self.macs is not None else "parameters"
-
-    @property
-    def ratio(self) -> float:
-        """The share that is kept."""
-        ratio = self.macs if self.macs is not None else self.parameters
-        assert ratio is not None
-        return ratio
+Importance = Literal["taylor", "obd", "magnitude", "activation", "random"]
+BY_DATA = ("taylor", "obd", "activation")
+ROUND_TO, ROUND_TO_FOR_TIME = 8, 32
+"""Runtimes multiply matrices in tiles of 16 or 32 channels: a width in between costs as much as the next one."""
+TIMES = "block_times.json"
+"""The table of times that a choice was made by, beside the model."""
 
 
 class _Recovery:
@@ -103,94 +73,200 @@ def _recovery(value: Any, context: Any) -> Stage | None:
 class Prune(Stage):
     """Structured pruning by Torch-Pruning's dependency graph, with a budget per tower.
 
-    MACs are those of the family's graphs at their sample inputs (texts as long as there); parameters are those that a
-    tower's graph holds. The cut comes as near to the goal as whole heads and rounded widths allow; the facts tell where
-    that is further than 2 % of the goal away.
+    MACs and times are those of the family's graphs at their sample inputs (texts as long as there); parameters are those
+    that a tower's graph holds. The cut comes as near to the goal as whole heads and rounded widths allow; the facts tell
+    where that is further than 2 % of the goal away. For a goal of time, what is left is chosen by a table of measured
+    times, which lies beside the model as ``block_times.json``.
     """
 
     goal: Goal
     towers: Mapping[str, Annotated[float, Field(gt=0, le=1)]] = {}
     """The share to keep of the towers named here (1 keeps a tower as it is) in place of the goal's."""
     parts: Annotated[tuple[Part, ...], Field(min_length=1)] = ("heads", "feed_forward")
-    """What may be cut."""
+    """What may be cut: attention ``heads``, ``head_width`` (channels of every head), ``feed_forward`` units, the model's
+    ``width`` with all that makes and takes it, whole ``layers``."""
     importance: Importance = "taylor"
     """``taylor``: how much the family's own loss on training data changes, to first order, when a head or unit is
-    masked; ``magnitude``: norms of weights; ``random``: the baseline."""
+    masked; ``obd``: to second order; ``activation``: how large what it gives is; ``magnitude``: norms of weights;
+    ``random``: the baseline. A layer matters as much as all that is in it."""
     samples: int = Field(512, ge=1)
-    """Training examples that ``taylor`` takes gradients of (fewer where there are fewer)."""
+    """Training examples that importance is measured on (fewer where there are fewer)."""
     batch_size: int = Field(32, ge=2)
-    """Examples per gradient of ``taylor``."""
+    """Examples per gradient."""
     ranking: Ranking = "global"
-    """``global`` ranks all heads and units of a tower by what they matter for what they cost; ``local`` removes the
-    same share of every layer, the least important ones, so that layers stay alike."""
-    round_to: int = Field(8, ge=1)
-    """Feed-forward widths become multiples of this."""
+    """``global`` loses as little as it can over all of a tower; ``local`` removes the same share of every layer, the
+    least important, so that layers stay alike (with width and heads in ``parts`` a tower then opens with transformers);
+    ``isomorphic`` ranks parts with others of the same shape, and removes the same share of each such group."""
+    round_to: Annotated[int, Field(ge=1)] | None = None
+    """Widths become multiples of this: of 8, or of 32 for a goal of time, where none is given."""
+    steps: int = Field(1, ge=1, le=10)
+    """Cuts, each followed by ``recover``, that come to the goal by equal ratios."""
 
     recover: Annotated[Stage | None, _Recovery()] = None
-    """Fields of a distill stage that trains the pruned model afterwards; its teacher is the model before the cut."""
+    """Fields of a distill stage that trains the pruned model after each cut; its teacher is the model before the first."""
+
+    @model_validator(mode="after")
+    def _steps_recover(self) -> Prune:
+        if self.steps > 1 and self.recover is None:
+            raise ValueError("steps: several cuts in a row need `recover`, which trains between them")
+        if len(set(self.parts)) < len(self.parts):
+            raise ValueError("parts: each once")
+        return self
 
     def problems(self, model: Family | None, teacher: Family | None) -> list[tuple[tuple[str | int, ...], str]]:
-        """A stage without a model before it, and what cannot work in ``recover``."""
+        """A stage without a model before it, a target that cannot be timed here, and what cannot work in ``recover``."""
         if model is None:
             return [((), "there is no model to prune: name a teacher, or put a finetune stage before this one")]
         found = self.recover.problems(model, model) if self.recover else []
+        if self.goal.on is not None and not self.goal.on.runs_here():
+            return [
+                (("goal", "on"), f"runs on {self.goal.on.machine_class()}, which this machine is not: times need it")
+            ]
         return [(("recover", *where), message) for where, message in found]
 
     def environment(self) -> Mapping[str, JSON]:
-        """Versions of the libraries that trace and cut, and what shapes the recovery."""
-        versions = {name: version(name) for name in ("torch", "torch-pruning", "transformers")}
-        return {**versions, **({"recover": dict(self.recover.environment())} if self.recover else {})}
+        """Versions of the libraries that trace and cut, the machine where its times decide, and what shapes the recovery."""
+        found: dict[str, JSON] = {name: version(name) for name in ("torch", "torch-pruning", "transformers")}
+        if self.goal.on is not None:
+            from mmcompress.stages._block_times import fingerprint
+
+            found["machine"] = fingerprint(self.goal.on, self.goal.threads)
+        return {**found, **({"recover": dict(self.recover.environment())} if self.recover else {})}
 
     def run(self, given: StageInput) -> Mapping[str, Any]:
         """Prune ``given.model``, then recover where the recipe says so.
 
         Raises:
-            InputError: ``towers`` names a tower that the model has not.
-            StageError: nothing matched, or the goal lies below what one head and one rounding unit per block leave.
+            InputError: ``towers`` names a tower that the model has not, or the goal asks for no cut.
+            StageError: nothing matched, or the goal lies below what the smallest structure leaves.
+            MissingExtra: the runtime that times are of is not installed.
         """
         if given.model is None:
             raise InputError("prune: there is no model to prune")
         if self.recover is None:
-            return self._cut(given, given.model, given.output)
-        pruned, done = given.work / "pruned", given.work / "pruned.json"
-        if not done.is_file():
-            shutil.rmtree(pruned, ignore_errors=True)
-            write_json(done, self._cut(given, given.model, pruned))
-        recovering = replace(
-            given,
-            model=Model(given.model.family, pruned),
-            teacher=given.model,
-            teacher_key=digest_path(given.model.folder),
-            work=given.work / "recover",
-        )
-        recovering.work.mkdir(exist_ok=True)
-        return {**read_json(done), "recover": dict(self.recover.run(recovering))}
+            return self._cut(given, given.model, given.output, 1)
+        source, facts, whole = given.model, [], given.model
+        for step in range(1, self.steps + 1):
+            last = step == self.steps
+            pruned, done = given.work / f"pruned-{step}", given.work / f"pruned-{step}.json"
+            recovered, trained = given.work / f"recovered-{step}", given.work / f"recovered-{step}.json"
+            if trained.is_file():
+                facts.append(read_json(trained))
+                source = Model(source.family, recovered)
+                continue
+            if not done.is_file():
+                shutil.rmtree(pruned, ignore_errors=True)
+                write_json(done, self._cut(given, source, pruned, step))
+            recovering = replace(
+                given,
+                model=Model(source.family, pruned),
+                teacher=whole,
+                teacher_key=digest_path(whole.folder),
+                work=given.work / f"recover-{step}",
+                output=given.output if last else recovered,
+            )
+            recovering.work.mkdir(exist_ok=True)
+            recovering.output.mkdir(exist_ok=True)
+            facts.append({**read_json(done), "recover": dict(self.recover.run(recovering))})
+            if not last:
+                write_json(trained, facts[-1])
+            source = Model(source.family, recovering.output)
+        if (given.work / "pruned-1" / TIMES).is_file():
+            shutil.copyfile(given.work / "pruned-1" / TIMES, given.output / TIMES)
+        write_readme(source.family, given.output)
+        return joined(facts)
 
-    def _cut(self, given: StageInput, source: Model, output: Path) -> dict[str, Any]:
+    def _cut(self, given: StageInput, source: Model, output: Path, step: int) -> dict[str, Any]:
         model = source.family.load(source.folder)
-
-        def score(blocks: Sequence[Block]) -> Scores:
-            given.progress(f"ranking heads and units by {self.importance}", 0, 0)
-            if self.importance == "taylor":
-                return rank_by_task(source, model, given.train, blocks, self.samples, self.batch_size, given.seed)
-            return rank_by_weights(model, blocks, self.importance, given.seed)
-
+        times = self._times(given, source) if self.goal.on is not None else None
         given.progress("tracing what hangs together", 0, 0)
         facts = prune_model(
             source.family,
             model,
-            Budget(self.goal.unit, self.goal.ratio, self.towers),
-            score,
+            self._budget(given, model, times, step),
+            self._score(given, source, model),
             parts=self.parts,
-            relative=self.importance != "taylor",
+            relative=self.importance not in ("taylor", "obd"),
             ranking=self.ranking,
-            round_to=self.round_to,
+            round_to=self.round_to or (ROUND_TO if times is None else ROUND_TO_FOR_TIME),
+            prices=None if times is None else times.prices,
         )
         source.family.save(model, source.folder, output)
+        if times is not None:
+            write_json(output / TIMES, times.table)
+        write_readme(source.family, output)
         return facts
+
+    def _score(self, given: StageInput, source: Model, model: nn.Module) -> Callable[[Sequence[Block]], Scores]:
+        def score(blocks: Sequence[Block]) -> Scores:
+            given.progress(f"ranking by {self.importance}", 0, 0)
+            if self.importance in BY_DATA:
+                drawn = (self.samples, self.batch_size, given.seed)
+                return rank_by_task(source, model, given.train, blocks, self.importance, *drawn)
+            return rank_by_weights(model, blocks, self.importance, given.seed)
+
+        return score
+
+    def _budget(self, given: StageInput, model: nn.Module, times: Times | None, step: int) -> Budget:
+        """What to keep in a step: equal ratios of the way from the first model to the goal."""
+        assert given.model is not None
+        first = model if step == 1 else given.model.family.load(given.model.folder)
+        parameters = sum(p.numel() for p in first.parameters())
+        towers = dict(self.towers)
+        try:
+            whole = self.goal.ratio(parameters, None if times is None else times.main_ms(given.model.family))
+        except ValueError as error:
+            raise InputError(f"prune: goal: {error}") from None
+        if self.goal.latency_ms is not None and times is not None:
+            towers = {**dict.fromkeys(times.beside(given.model.family), 1.0), **towers}
+        # Each cut is of what the ones before it left; a latency is what is left of it now.
+        parts = self.steps - step + 1 if self.goal.latency_ms is not None else self.steps
+        return Budget(self.goal.unit, _root(whole, parts), {k: _root(v, self.steps) for k, v in towers.items()})
+
+    def _times(self, given: StageInput, source: Model) -> Times:
+        from mmcompress.stages._block_times import table_of
+
+        assert self.goal.on is not None
+        return table_of(
+            source,
+            self.goal.on,
+            threads=self.goal.threads,
+            batch=self.goal.batch,
+            parts=self.parts,
+            cache=given.cache,
+            progress=given.progress,
+        )
 
 
 # --- plain functions -----------------------------------------------------------------------------------------------
+
+
+def _root(ratio: float, steps: int) -> float:
+    return float(ratio ** (1 / steps))
+
+
+def joined(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The facts of several cuts as those of one, with each step's own."""
+    if len(facts) == 1:
+        return dict(facts[0])
+    first, last = facts[0], facts[-1]
+    cost = [first["macs"][0], last["macs"][1]]
+    return {
+        **last,
+        "ratio": float(np.prod([step["ratio"] for step in facts])),
+        "macs": cost,
+        "parameters": [first["parameters"][0], last["parameters"][1]],
+        "notes": [note for step in facts for note in step["notes"]],
+        "steps": [dict(step) for step in facts],
+    }
+
+
+def write_readme(family: Family, folder: Path) -> None:
+    """Say in a model folder what opens it."""
+    from mmcompress.families._structure import STRUCTURE, readme
+
+    text = readme(family.component_name(), (folder / STRUCTURE).is_file(), read_json(folder / "config.json"))
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def rank_by_task(
@@ -198,161 +274,31 @@ def rank_by_task(
     model: nn.Module,
     train: Examples,
     blocks: Sequence[Block],
+    importance: Importance,
     samples: int,
     batch_size: int,
     seed: int,
 ) -> Scores:
-    """Taylor importance on the family's own loss; the examples are drawn by the seed."""
-    from mmcompress.stages._importance import task_losses, taylor
+    """Importance by the family's own loss or activations; the examples are drawn by the seed."""
+    from mmcompress.stages import _importance
 
     if len(train) < 2:
-        raise StageError("prune: importance: taylor needs training examples\n  Give data.train, or take magnitude.")
+        raise StageError(
+            f"prune: importance: {importance} needs training examples\n  Give data.train, or take magnitude."
+        )
     indices = np.random.default_rng(seed).permutation(len(train))[:samples].tolist()
     processor = source.family.processor(source.folder)
-    return taylor(blocks, model, task_losses(source.family, model, processor, train, indices, batch_size))
+    losses = _importance.task_losses(source.family, model, processor, train, indices, batch_size)
+    if importance == "activation":
+        return _importance.activation(blocks, model, losses)
+    return (_importance.obd if importance == "obd" else _importance.taylor)(blocks, model, losses)
 
 
-def rank_by_weights(
-    model: nn.Module, blocks: Sequence[Block], importance: Literal["magnitude", "random"], seed: int
-) -> Scores:
+def rank_by_weights(model: nn.Module, blocks: Sequence[Block], importance: Importance, seed: int) -> Scores:
     """Importance without data."""
     from mmcompress.stages._importance import magnitude, uniform
 
     return magnitude(model, blocks) if importance == "magnitude" else uniform(blocks, seed)
 
 
-@dataclass(frozen=True)
-class Budget:
-    """The share of each tower's cost to keep."""
-
-    unit: Unit
-    ratio: float
-    towers: Mapping[str, float] = field(default_factory=dict)
-    """The share of the towers named here instead; 1 keeps a tower as it is."""
-
-    def keep(self, tower: str) -> float:
-        """The share of a tower, above 0 and at most 1."""
-        return self.towers.get(tower, self.ratio)
-
-
-def prune_model(
-    family: Family,
-    model: nn.Module,
-    budget: Budget,
-    score: Callable[[Sequence[Block]], Scores],
-    *,
-    parts: Sequence[Part] = ("heads", "feed_forward"),
-    relative: bool = False,
-    ranking: Ranking = "global",
-    round_to: int = 8,
-) -> dict[str, Any]:
-    """Prune a model in place; gives facts: blocks, MACs and parameters before and after, the ratios reached.
-
-    Args:
-        family: Knows what can be pruned, and the graphs to trace.
-        model: Cut in place.
-        budget: What to keep.
-        score: Gives the importance of every group of the blocks.
-        parts: ``heads``, ``feed_forward`` or both.
-        relative: Scores compare within a block alone (norms), so they are weighed by what a group costs.
-        ranking: ``global`` or ``local``.
-        round_to: Feed-forward widths become multiples of it.
-
-    Raises:
-        InputError: the budget names a tower that the model has not.
-        StageError: nothing matched, nothing would go, or the budget is too small.
-    """
-    found = _dependencies(family, model, parts)
-    before = {unit: found.costs(unit).towers for unit in _UNITS}
-    unknown = set(budget.towers) - set(before["macs"])
-    if unknown:
-        known = ", ".join(before["macs"])
-        raise InputError(f"prune: towers: the model has no {', '.join(sorted(unknown))}; its towers: {known}")
-    parameters = [_parameters(model)]
-    scores = score(found.blocks)
-    if relative:
-        prices = found.costs(budget.unit).groups
-        scores = {name: [value * prices[name] for value in values] for name, values in scores.items()}
-    removed = decide(found, budget, scores, ranking, round_to)
-    if not any(removed.values()):
-        raise StageError(
-            "prune: nothing would go: the goal keeps all, or heads and rounded widths are too coarse for it"
-        )
-    tied = tied_parameters(model)
-    for block in found.blocks:
-        found.cut(block, removed[block.name])
-    tie_again(model, tied)
-    for parameter in model.parameters():
-        parameter.grad = None
-    left = _dependencies(family, model, parts)
-    after = {unit: left.costs(unit).towers for unit in _UNITS}
-    return {
-        **_reached(budget, before, after),
-        "parameters": [*parameters, _parameters(model)],
-        "blocks": {block.name: _cut_of(block, len(removed[block.name])) for block in found.blocks},
-    }
-
-
-def _cut_of(block: Block, removed: int) -> dict[str, list[int]]:
-    """Heads or width of a block before and after."""
-    return {"width" if block.prunable.heads is None else "heads": [block.groups, block.groups - removed]}
-
-
-def decide(
-    found: Dependencies, budget: Budget, scores: Scores, ranking: Ranking, round_to: int
-) -> dict[str, list[int]]:
-    """The groups to remove from each block, tower by tower.
-
-    Raises:
-        StageError: a tower cannot become as small as its budget.
-    """
-    costs = found.costs(budget.unit)
-    removed: dict[str, list[int]] = {}
-    for tower, total in costs.towers.items():
-        chunks = {
-            block.name: chunks_of(block, scores[block.name], costs.groups[block.name], round_to)
-            for block in found.blocks
-            if block.prunable.tower == tower
-        }
-        keep = budget.keep(tower)
-        try:
-            counts = choose(chunks, total, keep * total, ranking) if keep < 1 else dict.fromkeys(chunks, 0)
-        except StageError as error:
-            raise StageError(f"prune: {tower}: {budget.unit}: {error}") from None
-        for name, count in counts.items():
-            removed[name] = sorted(group for chunk in chunks[name][:count] for group in chunk.groups)
-    return removed
-
-
-_UNITS: tuple[Unit, ...] = ("macs", "parameters")
-
-
-def _dependencies(family: Family, model: nn.Module, parts: Sequence[Part]) -> Dependencies:
-    wanted = [item for item in family.prunable(model) if ("feed_forward" if item.heads is None else "heads") in parts]
-    return Dependencies(model, family.traced(model), wanted)
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _reached(
-    budget: Budget, before: Mapping[Unit, Mapping[str, int]], after: Mapping[Unit, Mapping[str, int]]
-) -> dict[str, Any]:
-    """Costs before and after, counted on the models themselves, and where they miss the budget."""
-    notes = []
-    for tower, cost in before[budget.unit].items():
-        goal, reached = budget.keep(tower), after[budget.unit][tower] / cost
-        if abs(reached - goal) > TOLERANCE * goal:
-            notes.append(
-                f"{tower}: {reached:.3f} of its {budget.unit} is the nearest to {goal:.3f} that whole heads and rounded"
-                " widths give"
-            )
-    return {
-        "ratio": sum(after[budget.unit].values()) / sum(before[budget.unit].values()),
-        "macs": [sum(before["macs"].values()), sum(after["macs"].values())],
-        "towers": {
-            tower: {unit: [before[unit][tower], after[unit][tower]] for unit in _UNITS} for tower in before["macs"]
-        },
-        "notes": notes,
-    }
+__all__ = ["Budget", "Goal", "Prune", "prune_model"]

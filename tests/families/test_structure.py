@@ -8,12 +8,12 @@ import json
 import pytest
 
 from mmcompress.errors import InputError
+from mmcompress.families._folding import fold_into_config
 from mmcompress.families._structure import (
     STRUCTURE,
     apply_structure,
     check_weights,
     describe_structure,
-    fold_into_config,
     read_structure,
     write_structure,
 )

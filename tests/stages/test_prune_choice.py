@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
-from mmcompress.errors import StageError
 from mmcompress.families import Prunable
+from mmcompress.stages._choice import cumulated, options_of, solve
 from mmcompress.stages._importance import magnitude, taylor, uniform
-from mmcompress.stages._pruning import Block, Chunk, choose, chunks_of
+from mmcompress.stages._pruning import Block
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.unit
@@ -21,26 +21,22 @@ def block(name: str, groups: int, heads: int | None = None) -> Block:
     return Block(Prunable(name, "tower", "root", heads), 0, ("root",), ("next",), groups * (4 if heads else 1), groups)
 
 
-def test_chunks_go_by_importance_and_round_the_width():
-    chunks = chunks_of(block("b", 11), [float(value) for value in (5, 1, 9, 2, 8, 3, 7, 4, 6, 10, 0)], 2.0, 4)
-    assert [chunk.groups for chunk in chunks] == [(10, 1, 3), (5, 7, 0, 8)]
-    assert [chunk.cost for chunk in chunks] == [6.0, 8.0]
-    assert [chunk.density for chunk in chunks] == [0.5, 18 / 8]
-    assert chunks_of(block("b", 4), [1.0] * 4, 1.0, 4) == chunks_of(block("b", 3), [1.0] * 3, 1.0, 4) == []
-    assert len(chunks_of(block("b", 8), [1.0] * 8, 1.0, 4)) == 1
-    assert [chunk.groups for chunk in chunks_of(block("h", 3, heads=3), [3.0, 1.0, 2.0], 1.0, 4)] == [(1,), (2,)]
+def test_counts_that_may_be_left_are_multiples():
+    assert options_of(11, 4) == (11, 8, 4)
+    assert options_of(12, 4) == (12, 8, 4)
+    assert options_of(4, 4) == options_of(4, 8) == (4,)
+    assert options_of(3, 1) == (3, 2, 1)
+    assert cumulated([5, 1, 3]).tolist() == [0, 1, 4, 9]
 
 
-def test_choose_removes_the_least_dense_first_and_stops_at_the_nearest():
-    chunks = {
-        "a": [Chunk("a", (0,), 10.0, 1.0), Chunk("a", (1,), 10.0, 5.0)],
-        "b": [Chunk("b", (0,), 4.0, 2.0), Chunk("b", (1,), 4.0, 3.0)],
-    }
-    assert choose(chunks, 100.0, 90.0, "global") == {"a": 1, "b": 0}
-    assert choose(chunks, 100.0, 82.0, "global") == {"a": 1, "b": 2}
-    assert choose(chunks, 100.0, 86.0, "local") == {"a": 1, "b": 1}
-    with pytest.raises(StageError, match=r"0\.720 is left"):
-        choose(chunks, 100.0, 60.0, "global")
+def test_the_knapsack_loses_the_least_at_the_cost():
+    # Both whole cost 18; at 14 the pairs (10, 4) and (6, 8) fit, which lose 2 and 3.
+    classes = [[(10.0, 0.0), (6.0, 3.0)], [(8.0, 0.0), (4.0, 2.0)]]
+    assert solve(classes, 18.0) == [0, 0]
+    assert solve(classes, 14.0) == [0, 1]
+    assert solve(classes, 10.0) == [1, 1]
+    assert solve(classes, 9.0) is None
+    assert solve([[(-3.0, 1.0), (0.0, 0.0)]], -1.0) == [0]
 
 
 # --- importance ----------------------------------------------------------------------------------------------------
