@@ -35,6 +35,8 @@ _MOST_REQUESTS = 4
 
 def verdict(view: View) -> Html:
     """What came of the demands, and what failed to be built."""
+    if view.report.joined:
+        return Html()
     verdicts = view.report.verdicts
     failed = [note for note in view.report.notes if note.startswith("target failed")]
     kind = "bad" if failed else _CODES[gate.exit_code(verdicts)] if verdicts else ""
@@ -178,6 +180,8 @@ def _plain(row: Row) -> str:
 
 def gains_and_losses(view: View) -> Html:
     """What each stage and each package gained and lost: quality, then size, parameters and products."""
+    if view.report.joined:
+        return Html()
     wanted = [*view.quality[:3], *(Column(metric, None, quality=False) for metric in _COSTS)]
     figures = [drawn for column in wanted if (drawn := _waterfall(view, column))]
     note = "Each bar goes from the model before to the model itself, packages from the model that they are made of."

@@ -123,7 +123,8 @@ def print_report(report: Report, console: Console) -> None:
     _lines(console, [f"note: {note}" for note in report.notes])
     for verdict in report.verdicts:
         console.print(Text(verdict_line(verdict), style=_STYLES[verdict.status]), soft_wrap=True)
-    console.print(Text(f"{report.title}: {summary(report.verdicts)}", style="bold"), soft_wrap=True)
+    if not report.joined:
+        console.print(Text(f"{report.title}: {summary(report.verdicts)}", style="bold"), soft_wrap=True)
 
 
 def print_rows(rows: Sequence[Row], console: Console) -> None:

@@ -71,7 +71,7 @@ def compare(folders: Sequence[Path]) -> Report:
                 rows.append(replace(named, samples=""))
     recipes = "\n---\n".join(report.recipe.rstrip("\n") for group in groups for report in group.reports)
     name = " and ".join(group.label for group in groups)
-    return Report(name, rows, [], first.reports[0].environment, recipes + "\n", notes)
+    return Report(name, rows, [], first.reports[0].environment, recipes + "\n", notes, joined=True)
 
 
 def write_comparison(

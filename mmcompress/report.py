@@ -76,6 +76,8 @@ class Report:
     samples: Mapping[str, SampleFile] = field(default_factory=dict)
     folder: Path | None = None
     steps: Sequence[StepFacts] = ()
+    joined: bool = False
+    """Whether several runs are in it, whose stages do not follow one another, and none of which is judged."""
 
 
 _SAMPLES = TypeAdapter(dict[str, SampleFile])
