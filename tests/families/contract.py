@@ -150,6 +150,8 @@ def agreement(found: Made) -> NDArray[np.bool_]:
     exact, int8 = (OnnxRuntime().open(folder, graphs, threads=1) for folder in (found.float_graphs, found.int8_graphs))
     test = found.planner.splits.test
     assert test is not None
+    if request.name == "match" and request.answers == "numbers":
+        return _fitting_agreement(found, exact, int8)
     same: list[NDArray[np.bool_]] = []
     whole: list[tuple[NDArray[Any], NDArray[Any]]] = []
     for start in range(0, len(test), BATCH):
@@ -166,6 +168,19 @@ def agreement(found: Made) -> NDArray[np.bool_]:
     if request.answers == "embeds":
         return _nearest_agreement(found, exact, int8, *(np.concatenate(part) for part in zip(*whole, strict=True)))
     return np.concatenate([_answer_agreement(request, one, other) for one, other in whole])
+
+
+def _fitting_agreement(found: Made, exact: Session, int8: Session) -> NDArray[np.bool_]:
+    """Whether both find the same text of all that there are to fit a picture best."""
+    test, processor = found.planner.splits.test, found.family.processor(found.model)
+    assert test is not None
+    texts = sorted({test[index].values["texts"][0] for index in range(len(test))})
+    same = []
+    for index in range(len(test)):
+        feeds = processor.encode({"image": [test[index].values["image"]] * len(texts), "text": texts})
+        one, other = (found.family.answer(session.run, "match", feeds) for session in (exact, int8))
+        same.append(one.argmax() == other.argmax())
+    return np.array(same)
 
 
 def _token_agreement(pair: Pair, answers: NDArray[Any]) -> NDArray[np.bool_]:
