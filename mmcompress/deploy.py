@@ -16,19 +16,23 @@ from mmcompress._ask import ask
 from mmcompress._probe import raw_values, read_probe, write_expected, write_probe
 from mmcompress.component import JSON, digest_path
 from mmcompress.data import Examples
+from mmcompress.data._splits import subset
 from mmcompress.errors import StageError
 from mmcompress.families import Family, Feeds, Graph, Request
 from mmcompress.package import FORMAT as PACKAGE_FORMAT
 from mmcompress.package import MANIFEST, family_fields, load_package, runtime_fields
-from mmcompress.runtimes import Precision, Runtime, Scheme, facts_of
+from mmcompress.runtimes import Precision, Quantize, Runtime, Scheme, facts_of
 from mmcompress.stages import Model
 from mmcompress.store import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mmcompress._accuracy import Promise
+
 EXPORT_REVISION = 2
-QUANTIZE_REVISION = 1
+QUANTIZE_REVISION = 2
+COMPILE_REVISION = 2
 """Raised when the same inputs give other graphs, so that artifacts of the older code are built again."""
 
 TOLERANCE = 1e-4
@@ -54,7 +58,7 @@ def export(family: Family, folder: Path, output: Path) -> dict[str, Any]:
         operators = export_graph(graph, path)
         difference = check_export(graph, path)
         facts[graph.name] = {
-            "bytes": _size(path),
+            "bytes": graph_bytes(path),
             "operators": operators,
             "max_difference": difference,
             "tolerance": TOLERANCE,
@@ -139,6 +143,8 @@ def quantize(
     examples: Examples,
     output: Path,
     nodes_to_exclude: Mapping[str, Collection[str]] | None = None,
+    settings: Quantize | None = None,
+    promise: Promise | None = None,
 ) -> dict[str, Any]:
     """Quantize the FP32 graphs in ``graphs`` by a scheme, calibrated on examples; gives coverage per graph.
 
@@ -150,26 +156,51 @@ def quantize(
         examples: Training examples; they are encoded a batch at a time, so memory does not grow with their number.
         output: Folder for the graphs in INT8.
         nodes_to_exclude: Operators that stay float, by graph.
+        settings: Calibrator, smoothing and bias correction, of every graph; the usual ones where none are given.
+        promise: What may be lost at most; calibrator, smoothing and operators in float are then chosen by measurement.
 
     Raises:
-        StageError: nothing matched, or the quantizer failed.
+        StageError: nothing matched, the quantizer failed, or the promise cannot be kept.
     """
-    from mmcompress.runtimes._quantize import quantize_graph
+    from mmcompress.runtimes._quantize import Choice, quantize_graph
+
+    if promise is not None:
+        from mmcompress._accuracy import quantize_within
+
+        return quantize_within(family, model, graphs, scheme, examples, output, promise)
+    settings = settings or Quantize()
+    choice = Choice(settings.calibrator, settings.smoothing, settings.bias_correction)
 
     facts = {}
     for request in graph_requests(family):
         for name in request.graphs:
             if name not in facts:
-                feeds = calibration_feeds(family, model, graphs, request, name, examples)
+                feeds = Batches(family, model, graphs, request, name, examples)
                 excluded = (nodes_to_exclude or {}).get(name, ())
-                facts[name] = quantize_graph(graphs / f"{name}.onnx", output / f"{name}.onnx", scheme, feeds, excluded)
-                facts[name]["float_bytes"] = _size(graphs / f"{name}.onnx")
+                source = graphs / f"{name}.onnx"
+                facts[name] = quantize_graph(source, output / source.name, scheme, feeds, excluded, choice)
+                facts[name]["float_bytes"] = graph_bytes(source)
     return {"calibration_examples": len(examples), "scheme": describe_scheme(scheme), "graphs": facts}
 
 
 def graph_requests(family: Family) -> list[Request]:
     """The family's requests, those that run the fewest graphs first."""
     return sorted(family.requests, key=lambda request: len(request.graphs))
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """What a graph is fed when a request is answered for examples: encoded anew each time that it is read."""
+
+    family: Family
+    model: Path
+    graphs: Path
+    request: Request
+    graph: str
+    examples: Examples
+
+    def __iter__(self) -> Iterator[Feeds]:
+        return calibration_feeds(self.family, self.model, self.graphs, self.request, self.graph, self.examples)
 
 
 def calibration_feeds(
@@ -217,6 +248,7 @@ def compile(
     probe: Examples,
     provenance: Mapping[str, JSON],
     output: Path,
+    asked: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Write a package to ``output``; gives its size and, where it runs here, how near its answers are to the teacher's.
 
@@ -230,6 +262,7 @@ def compile(
         probe: Examples that the package is checked with, wherever it goes.
         provenance: Where it comes from, for the manifest.
         output: The package's folder.
+        asked: What the quantizer told of each graph, for its coverage; nothing of graphs in float.
 
     Raises:
         StageError: the runtime refuses a graph, or the package does not answer as its graphs do.
@@ -243,6 +276,7 @@ def compile(
     runs_here = runtime.runs_here()
     if runs_here:
         _write_expected(family, output, runtime, names)
+    covered = _coverage(family, model, graphs, runtime, probe, output, asked or {}) if precision == "int8" else {}
     engines = {name: output / file for name, file in compiled["files"].items()}
     about = {
         "family": family.component_name(),
@@ -251,20 +285,47 @@ def compile(
         "precision": precision,
         "requests": [dataclasses.asdict(request) for request in family.requests],
         "graphs": {
-            name: {"file": path.name, "bytes": _size(path), **graph_signature(graphs / f"{name}.onnx")}
+            name: {"file": path.name, "bytes": graph_bytes(path), **graph_signature(graphs / f"{name}.onnx")}
             for name, path in engines.items()
         },
+        "coverage": covered,
         "preprocessing": describe_processor(family.processor(model)),
         "licences": licences(model),
         "provenance": dict(provenance),
     }
     seal(output, about)
-    facts = {**compiled, "size_bytes": sum(_size(path) for path in engines.values()), "probe": None}
+    facts = {
+        **compiled,
+        "precision": precision,
+        "size_bytes": sum(graph_bytes(path) for path in engines.values()),
+        "probe": None,
+    }
     if runs_here:
         with load_package(output) as package:
             checks = package.check_probe()
         facts["probe"] = {request: dataclasses.asdict(check) for request, check in checks.items()}
     return facts
+
+
+def _coverage(
+    family: Family,
+    model: Path,
+    graphs: Path,
+    runtime: Runtime,
+    probe: Examples,
+    output: Path,
+    asked: Mapping[str, Mapping[str, Any]],
+) -> dict[str, JSON]:
+    """Coverage by graph: see :mod:`mmcompress.runtimes._coverage`."""
+    from mmcompress.runtimes._coverage import coverage
+
+    requests = {name: request for request in graph_requests(family)[::-1] for name in request.graphs}
+    found: dict[str, JSON] = {}
+    for name, request in requests.items():
+        feeds = next(calibration_feeds(family, model, graphs, request, name, subset(probe, 1)))
+        engine = runtime.engine_precisions(output, name) if runtime.runs_here() else None
+        found[name] = coverage(graphs / f"{name}.onnx", asked.get(name, {}), engine, feeds)
+    return found
 
 
 def seal(package: Path, about: Mapping[str, JSON]) -> None:
@@ -323,7 +384,7 @@ def graph_signature(path: Path) -> dict[str, JSON]:
     }
 
 
-def _size(path: Path) -> int:
+def graph_bytes(path: Path) -> int:
     """Bytes of a graph with its weights, which may lie beside it (ONNX's external data, OpenVINO's ``.bin``)."""
     beside = (path.with_name(f"{path.name}.data"), path.with_suffix(".bin"))
     return path.stat().st_size + sum(data.stat().st_size for data in beside if data.is_file())

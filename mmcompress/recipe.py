@@ -193,6 +193,7 @@ def last_family(recipe: Recipe) -> Family:
 
 def impossible(recipe: Recipe) -> list[tuple[tuple[str | int, ...], str]]:
     """What is well-formed and cannot work together: location and message."""
+    from mmcompress._accuracy import promise_problems
     from mmcompress.gate import unknown_names
 
     problems: list[tuple[tuple[str | int, ...], str]] = []
@@ -222,6 +223,7 @@ def impossible(recipe: Recipe) -> list[tuple[tuple[str | int, ...], str]]:
             if missing:
                 message = f"needs {', '.join(sorted(missing))}, which {last.component_name()} does not answer"
                 problems.append((("measure", "metrics", index), message))
+    problems += promise_problems(recipe)
     targets = [target.component_name() for target in recipe.targets]
     known = sorted({name for metric in recipe.measure.metrics for name in metric.gives()})
     problems += [(("demand", name), message) for name, message in unknown_names(recipe.demand, known, targets)]

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mmcompress.component import JSON, Component, Slot
 from mmcompress.families import Feeds
 
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "bf16", "int8"]
+AskedPrecision = Literal["fp32", "int8", "auto"]
 TableForm = Literal["cast", "dequantize"]
 
 
@@ -48,13 +49,43 @@ class Session(Protocol):
 
 
 class Quantize(BaseModel):
-    """How graphs are brought to INT8."""
+    """How graphs are brought to INT8, and what that may cost."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    precision: Precision = "int8"
+    precision: AskedPrecision = "int8"
+    """``auto`` times what the target can run, on this machine, and takes the fastest that keeps within ``max_drop``."""
     calibration_samples: int = Field(512, ge=1)
     """Training examples that the ranges of activations are taken from."""
+    calibrator: Literal["minmax", "percentile", "entropy", "mse"] = "minmax"
+    """How a range is read from what was seen."""
+    smoothing: float | None = Field(None, gt=0, lt=1)
+    """SmoothQuant's alpha: how much of the activations' outliers moves into the weights."""
+    bias_correction: bool = False
+    """Whether biases make up for what rounding the weights takes from the mean output."""
+    max_drop: Mapping[str, float] = Field(default_factory=dict)
+    """By metric of ``measure.metrics``, what INT8 may lose against FP32 on validation data.
+
+    Calibrator, smoothing and the operators that stay float are then chosen by these metrics."""
+    proof: Literal["interval", "point"] = "interval"
+    """What keeps within ``max_drop``: the upper end of the drop's one-sided 95 % paired interval, or its point estimate."""
+
+    @model_validator(mode="after")
+    def _chosen_once(self) -> Quantize:
+        wrong = [name for name, limit in self.max_drop.items() if limit < 0]
+        if wrong:
+            raise ValueError(f"max_drop: expected numbers from 0; got {self.max_drop[wrong[0]]:g} for {wrong[0]}")
+        usual = {"calibrator": "minmax", "smoothing": None, "bias_correction": False}
+        given = [name for name, value in usual.items() if getattr(self, name) != value]
+        if self.max_drop and given:
+            raise ValueError(f"max_drop chooses by measurement, and {', '.join(given)} is given too; leave one out")
+        if self.proof == "point" and not self.max_drop:
+            raise ValueError("proof says how max_drop is held to, and there is no max_drop")
+        if self.precision == "auto" and not self.max_drop:
+            raise ValueError("auto takes the fastest precision that loses little; expected max_drop to say how much")
+        if self.precision == "fp32" and self.max_drop:
+            raise ValueError("fp32 loses nothing, and max_drop is given; leave one out")
+        return self
 
 
 class Runtime(Component):
@@ -86,6 +117,14 @@ class Runtime(Component):
     def runs_here(self) -> bool:
         """Whether what it compiles for its machine class can be opened on this machine."""
         return self.machine_class() == self.here()
+
+    def floats(self) -> Mapping[str, Runtime]:
+        """This runtime in each precision that it can compute float graphs in on this machine."""
+        return {"fp32": self}
+
+    def engine_precisions(self, folder: Path, graph: str) -> Mapping[str, str] | None:
+        """What the built engine runs, ``int8`` or ``float`` by the names of the graph's products; None where none can tell."""
+        return None
 
     def versions(self) -> Mapping[str, str]:
         """Versions of the libraries that compile, for the key."""

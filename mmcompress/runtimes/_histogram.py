@@ -48,7 +48,7 @@ class Histogram:
     @property
     def centers(self) -> Floats:
         """Middles of the bins."""
-        return (np.arange(self.first, self.first + len(self.counts)) + 0.5) * self.width
+        return np.asarray((np.arange(self.first, self.first + len(self.counts)) + 0.5) * self.width, np.float64)
 
     def add(self, values: NDArray[np.float32]) -> None:
         """Count values; what is masked is left out.
@@ -104,7 +104,7 @@ def magnitudes(histogram: Histogram) -> tuple[Floats, NDArray[np.int64]]:
     number = np.arange(histogram.first, histogram.first + len(histogram.counts))
     folded = np.where(number >= 0, number, -number - 1)
     counts = np.bincount(folded, histogram.counts.astype(np.float64)).astype(np.int64)
-    return (np.arange(len(counts)) + 1.0) * histogram.width, counts
+    return np.asarray((np.arange(len(counts)) + 1.0) * histogram.width, np.float64), counts
 
 
 def _percentile(histogram: Histogram) -> float:

@@ -31,7 +31,8 @@ class Constants:
         """The value."""
         from onnx import numpy_helper
 
-        return numpy_helper.to_array(self._found[name])
+        value: NDArray[np.float32] = numpy_helper.to_array(self._found[name])
+        return value
 
     def is_vector(self, name: str, length: int) -> bool:
         """Whether a name is that of one float per channel."""

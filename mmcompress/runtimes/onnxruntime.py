@@ -58,6 +58,12 @@ class OnnxRuntime(Runtime):
             float_outputs=("MatMul", "Gemm"),
         )
 
+    def engine_precisions(self, folder: Path, graph: str) -> Mapping[str, str]:
+        """What ONNX Runtime's optimized graph holds."""
+        from mmcompress.runtimes._coverage import onnxruntime_engine
+
+        return onnxruntime_engine(folder / f"{graph}.onnx", _PROVIDERS[self.provider])
+
     def versions(self) -> Mapping[str, str]:
         """The version of the one ONNX Runtime that is installed."""
         return {name: version(name) for name in _installed()}

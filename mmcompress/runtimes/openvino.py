@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import field_validator
 
@@ -16,8 +16,7 @@ from mmcompress.families import Feeds
 from mmcompress.runtimes import Runtime, Scheme
 from mmcompress.runtimes._machine import cpu_class
 
-PRECISION = "f32"
-"""Of what is not quantized. On a CPU with AMX or AVX512-BF16 OpenVINO would take bf16 by itself."""
+FloatPrecision = Literal["f32", "bf16"]
 _CLASSES = ("x86-vnni", "x86-avx512", "x86-avx2", "x86", "arm64")
 
 
@@ -25,6 +24,8 @@ class OpenVino(Runtime):
     """Runs OpenVINO's own format (``.xml`` and ``.bin``): a float graph opens in half the time that its ONNX file takes."""
 
     extra = "openvino"
+    float_precision: FloatPrecision = "f32"
+    """Of what is not quantized. On a CPU with AMX or AVX512-BF16 OpenVINO would take bf16 by itself."""
 
     @field_validator("machine")
     @classmethod
@@ -49,6 +50,20 @@ class OpenVino(Runtime):
             float_outputs=("MatMul", "Gemm", "Conv"),
         )
 
+    def floats(self) -> Mapping[str, Runtime]:
+        """FP32, and bf16 where the processor computes in it."""
+        found: dict[str, Runtime] = {"fp32": self.model_copy(update={"float_precision": "f32"})}
+        if "BF16" in load_library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            found["bf16"] = self.model_copy(update={"float_precision": "bf16"})
+        return found
+
+    def engine_precisions(self, folder: Path, graph: str) -> Mapping[str, str]:
+        """What OpenVINO's own graph says of its layers."""
+        from mmcompress.runtimes._coverage import openvino_engine
+
+        core = load_library().Core()
+        return openvino_engine(_compile(core, folder / f"{graph}.xml", 1, self.float_precision))
+
     def versions(self) -> Mapping[str, str]:
         """OpenVINO's version."""
         return library_versions("openvino")
@@ -70,7 +85,7 @@ class OpenVino(Runtime):
             self.open(folder, list(graphs), threads=1).close()
         except InputError as error:
             raise StageError(f"OpenVINO refuses the graphs: {error}") from error
-        return {"files": files, "inference_precision": PRECISION}
+        return {"files": files, "inference_precision": self.float_precision}
 
     def open(self, folder: Path, graphs: Sequence[str], threads: int | None) -> OpenVinoSession:
         """Compile each graph for this processor.
@@ -79,15 +94,15 @@ class OpenVino(Runtime):
             MissingExtra: OpenVINO is not installed.
             InputError: a graph is missing or does not open, or OpenVINO computes in another precision than asked for.
         """
-        return OpenVinoSession(folder, graphs, threads)
+        return OpenVinoSession(folder, graphs, threads, self.float_precision)
 
 
 class OpenVinoSession:
     """Compiled graphs of one folder. Each call that runs has an infer request of its own."""
 
-    def __init__(self, folder: Path, graphs: Sequence[str], threads: int | None) -> None:
+    def __init__(self, folder: Path, graphs: Sequence[str], threads: int | None, precision: FloatPrecision) -> None:
         core = load_library().Core()
-        self._graphs = {name: _compile(core, folder / f"{name}.xml", threads) for name in graphs}
+        self._graphs = {name: _compile(core, folder / f"{name}.xml", threads, precision) for name in graphs}
         self._idle: dict[str, deque[Any]] = {name: deque() for name in graphs}
 
     def run(self, graph: str, feeds: Feeds) -> Feeds:
@@ -108,10 +123,10 @@ class OpenVinoSession:
         self._graphs.clear()
 
 
-def _compile(core: Any, path: Path, threads: int | None) -> Any:
+def _compile(core: Any, path: Path, threads: int | None, precision: FloatPrecision) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: no such file\n  Copy the package again, or build it again.")
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": PRECISION, "PERFORMANCE_HINT": "LATENCY"}
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     try:
@@ -119,8 +134,8 @@ def _compile(core: Any, path: Path, threads: int | None) -> Any:
     except RuntimeError as error:
         raise InputError(f"{path}: OpenVINO cannot open it: {error}") from error
     taken = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    if taken != PRECISION:
-        raise InputError(f"{path}: OpenVINO computes in {taken}, and {PRECISION} was asked for")
+    if taken != precision:
+        raise InputError(f"{path}: OpenVINO computes in {taken}, and {precision} was asked for")
     return compiled
 
 
