@@ -9,8 +9,35 @@ import click
 
 import mmcompress
 from mmcompress import component
-from mmcompress._cli import cli
+from mmcompress._cli import cli, recipe_options
+from mmcompress._progress import Progress
 from mmcompress.errors import InputError, UsageError
+
+
+@cli.command()
+@recipe_options
+@click.option("--json", "as_json", is_flag=True, help="Print the steps as JSON.")
+def plan(recipe: Path, overrides: tuple[str, ...], store: Path | None, quiet: bool, as_json: bool) -> None:
+    """Show what a run of a RECIPE would build and what is found, without building anything.
+
+    \b
+    Example:
+      mmcompress plan recipes/quickstart.yaml
+    """
+    from dataclasses import asdict
+
+    from mmcompress.pipeline import Planner
+    from mmcompress.plan import plan as steps_of
+    from mmcompress.plan import plan_lines
+    from mmcompress.recipe import load_recipe
+    from mmcompress.store import Store, default_store
+
+    with Progress(quiet=quiet or as_json) as progress:
+        planned = steps_of(Planner(load_recipe(recipe, overrides), Store(store or default_store()), progress.listen))
+    if as_json:
+        click.echo(json.dumps([asdict(step) for step in planned], indent=2))
+    else:
+        click.echo("\n".join(plan_lines(planned)))
 
 
 @cli.command()

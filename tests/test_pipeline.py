@@ -13,6 +13,7 @@ from mmcompress import runs
 from mmcompress.benchmarking import benchmark_packages, benchmark_recipe
 from mmcompress.errors import InputError, RecipeError, StageError, UsageError
 from mmcompress.pipeline import Planner
+from mmcompress.plan import plan, plan_lines
 from mmcompress.recipe import load_recipe
 from mmcompress.report import load_report
 from mmcompress.store import Store
@@ -86,6 +87,18 @@ def test_the_copied_package_answers_as_the_report_says(first: runs.Outcome) -> N
     with mmcompress.load_package(folder, threads=1) as package:  # both lie outside what the manifest seals
         assert package.embed_texts(["a red star", "a blue ring"]).shape == (2, 20)
         assert all((check.lowest or 0.0) > 0.999 for check in package.check_probe().values())
+
+
+def test_the_plan_tells_what_is_found_and_what_would_be_built(first: runs.Outcome, project: Path) -> None:
+    before = artifacts(project)
+    store = Store(project.parent / "store")
+    whole = plan(Planner(load_recipe(project), store))
+    assert all(step.found for step in whole) and plan_lines(whole)[-1] == "nothing to build"
+    assert [step.kind for step in whole][:3] == ["teacher", "distill", "prune"]
+    changed = plan(Planner(load_recipe(project, ["quantize.calibration_samples=23"]), store))
+    assert {step.kind for step in changed if not step.found} == {"quantize", "compile"}
+    assert plan_lines(changed)[-1] == f"2 of {len(changed)} steps to build"
+    assert artifacts(project) == before
 
 
 def test_other_calibration_rebuilds_quantize_and_compile_alone(first: runs.Outcome, project: Path) -> None:
