@@ -1,0 +1,91 @@
+"""From a table of measured times to what a block of any width costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmcompress.stages._pruning import Block, Layer
+
+
+class TimePrices:
+    """Milliseconds of blocks, layers and the rest, linear between the measured points (see :class:`._prices.Prices`).
+
+    At its present structure a tower costs what was measured of it whole; the table says what less of it saves.
+    """
+
+    def __init__(self, table: Mapping[str, Any], blocks: Sequence[Block], widths: Mapping[str, Block]) -> None:
+        self.towers: dict[str, float] = {name: facts["ms"] for name, facts in table["towers"].items()}
+        self._graphs = {name: facts["graph"] for name, facts in table["towers"].items()}
+        self._points: list[dict[str, Any]] = list(table["points"])
+        self._channels = {tower: block.channels for tower, block in widths.items()}
+        self._tower = {block.layer: block.prunable.tower for block in blocks if block.layer is not None}
+        self._layers = {tower: sum(t == tower for t in self._tower.values()) for tower in self.towers}
+        self._curves: dict[tuple[str, str], list[tuple[float, list[tuple[float, float]]]]] = {}
+
+    def rest(self, tower: str, width: int | None) -> float:
+        """What is in no layer: what the whole tower takes besides its layers, and what the width changes of that."""
+        layers = self._layers[tower] * self._per_layer(tower, None)
+        return self.towers[tower] - layers + self._base(tower, width) - self._base(tower, None)
+
+    def layer(self, layer: Layer, width: int | None) -> float:
+        """A whole layer at a width, with all of its blocks."""
+        return self._per_layer(self._tower[layer], width)
+
+    def block(self, block: Block, groups: int, size: int, width: int | None) -> float:
+        """What a block takes less than the whole one: zero or negative, for its layer counts it in full."""
+        whole, left = (self._at(block, channels, width) for channels in (block.channels, groups * size))
+        return left - whole
+
+    def _width(self, tower: str, width: int | None) -> float:
+        full = self._channels.get(tower)
+        return 1.0 if width is None or full is None else width / full
+
+    def _share(self, tower: str, point: Mapping[str, Any]) -> float:
+        """The width of a measured model, as a share of the tower's."""
+        full, found = self._channels.get(tower), point["widths"].get(tower)
+        return 1.0 if full is None or found is None else found / full
+
+    def _pairs(self, tower: str) -> list[tuple[float, float, float]]:
+        """Per width: its share, the time of a layer, and of all besides layers."""
+        graph, found = self._graphs[tower], []
+        for share in sorted({point["share"] for point in self._points}):
+            uncut = [point for point in self._points if point["share"] == share and not point["cut"]]
+            low, high = (f(uncut, key=lambda p: p["layers"].get(tower, 0)) for f in (min, max))
+            layers = high["layers"].get(tower, 0) - low["layers"].get(tower, 0)
+            per = (high["graphs"][graph] - low["graphs"][graph]) / layers if layers else 0.0
+            found.append((self._share(tower, low), per, low["graphs"][graph] - per * low["layers"].get(tower, 0)))
+        return found
+
+    def _per_layer(self, tower: str, width: int | None) -> float:
+        shares, layers, _ = zip(*self._pairs(tower), strict=True)
+        return float(np.interp(self._width(tower, width), shares, layers))
+
+    def _base(self, tower: str, width: int | None) -> float:
+        shares, _, bases = zip(*self._pairs(tower), strict=True)
+        return float(np.interp(self._width(tower, width), shares, bases))
+
+    def _at(self, block: Block, channels: int, width: int | None) -> float:
+        """The time of a block of so many channels, less that of a whole one, as the table has it."""
+        tower = block.prunable.tower
+        curves = self._curves_of(tower, block.kind)
+        times = [np.interp(channels, *zip(*curve, strict=True)) for _, curve in curves]
+        return float(np.interp(self._width(tower, width), [share for share, _ in curves], times))
+
+    def _curves_of(self, tower: str, kind: str) -> list[tuple[float, list[tuple[float, float]]]]:
+        if (tower, kind) not in self._curves:
+            graph, curves = self._graphs[tower], []
+            for share in sorted({point["share"] for point in self._points}):
+                here = [point for point in self._points if point["share"] == share]
+                whole = min((p for p in here if not p["cut"]), key=lambda p: p["layers"].get(tower, 0))
+                curve = [(float(np.mean(whole["channels"][kind])), 0.0)]
+                for point in here:
+                    if kind in point["cut"]:
+                        channels = point["channels"][kind]
+                        saved = (point["graphs"][graph] - whole["graphs"][graph]) / len(channels)
+                        curve.append((float(np.mean(channels)), saved))
+                curves.append((self._share(tower, whole), sorted(curve)))
+            self._curves[tower, kind] = curves
+        return self._curves[tower, kind]
