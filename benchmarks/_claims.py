@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,19 +83,57 @@ def main(
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     arguments = parser.parse_args()
     claims, samples = measure(arguments.quick, *(getattr(arguments, path) for path in paths))
-    facts = environment_facts(THREADS)
-    if arguments.out is not None:
+    return write_and_print(claims, samples, arguments.out, quick=arguments.quick)
+
+
+def write_and_print(claims: Sequence[Claim], samples: Mapping[str, Any], out: Path | None, *, quick: bool) -> int:
+    """The JSON file, the table, and the exit code."""
+    if out is not None:
         content = {
-            "environment": facts,
-            "quick": arguments.quick,
+            "environment": environment_facts(THREADS),
+            "quick": quick,
             "claims": [asdict(c) for c in claims],
             "samples": samples,
         }
-        arguments.out.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        out.write_text(json.dumps(content) + "\n", encoding="utf-8")
     for item in claims:
         print(line(item))
     verdicts = [item.holds for item in claims if item.goal is not None]
     return 1 if False in verdicts else 4 if None in verdicts else 0
+
+
+def clopper_pearson(hits: int, n: int, alpha: float = 0.05) -> tuple[float, float]:
+    """The exact interval of a share (Clopper and Pearson, Biometrika 26 (1934)), ``alpha / 2`` outside each end."""
+
+    def tail(share: float, least: int) -> float:
+        """The chance of at least ``least`` hits."""
+        if share in (0.0, 1.0):
+            return float(share == 1.0 or least == 0)
+        terms = (
+            math.lgamma(n + 1)
+            - math.lgamma(k + 1)
+            - math.lgamma(n - k + 1)
+            + k * math.log(share)
+            + (n - k) * math.log1p(-share)
+            for k in range(least, n + 1)
+        )
+        return math.fsum(math.exp(term) for term in terms)
+
+    def solve(least: int, wanted: float) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (middle, high) if tail(middle, least) < wanted else (low, middle)
+        return (low + high) / 2
+
+    return (solve(hits, alpha / 2) if hits else 0.0, solve(hits + 1, 1 - alpha / 2) if hits < n else 1.0)
+
+
+def share_claim(name: str, hits: int, n: int, goal: float | None, *, higher_is_better: bool) -> Claim:
+    """A share with its exact interval; it holds where the share meets the goal, whose interval is shown beside it."""
+    share = hits / n
+    holds = None if goal is None else (share >= goal if higher_is_better else share <= goal)
+    return Claim(f"{name}, of {n}", share, "ratio", clopper_pearson(hits, n), goal, higher_is_better, holds)
 
 
 def line(item: Claim) -> str:

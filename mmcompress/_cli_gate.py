@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -31,8 +32,7 @@ from mmcompress.errors import UsageError
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="verdict.json, .md, .xml and samples.")
 @click.option("--json", "as_json", is_flag=True, help="Print verdict.json.")
 @click.option("--selftest", is_flag=True, help="Plant a slowdown and a drop, and show that both are caught.")
-@click.pass_context
-def gate(context: click.Context, candidate: Path | None, selftest: bool, **given: Any) -> None:
+def gate(candidate: Path | None, selftest: bool, **given: Any) -> None:
     """Judge a CANDIDATE (package, run or .onnx) against a baseline: passed 0, failed 1, inconclusive 4.
 
     \b
@@ -42,7 +42,7 @@ def gate(context: click.Context, candidate: Path | None, selftest: bool, **given
       mmcompress gate new/packages/onnxruntime --baseline mmcompress.lock --inconclusive pass
     """
     if selftest:
-        context.exit(_selftest(given["limit"], quiet=given["as_json"]))
+        sys.exit(_selftest(given["limit"], quiet=given["as_json"]))
     if candidate is None:
         raise UsageError("gate takes a candidate: a package, a run or an .onnx file\n  Or --selftest.")
     if given["baseline"] is None and not given["accept"]:
@@ -50,7 +50,7 @@ def gate(context: click.Context, candidate: Path | None, selftest: bool, **given
             "gate takes a baseline: --baseline PACKAGE, RUN, GRAPH or mmcompress.lock\n"
             "  --accept makes CANDIDATE the first one."
         )
-    context.exit(_gate(candidate, given))
+    sys.exit(_gate(candidate, given))
 
 
 def _gate(candidate: Path, given: dict[str, Any]) -> int:

@@ -35,12 +35,19 @@ class Drop:
 
 
 def paired_drop(
-    baseline: Mapping[str, float], candidate: Mapping[str, float], budget: float, seed: int = 0, *, what: str = "scores"
+    baseline: Mapping[str, float],
+    candidate: Mapping[str, float],
+    budget: float,
+    seed: int = 0,
+    *,
+    span: float = 1.0,
+    what: str = "scores",
 ) -> Drop:
     """The drop between two sets of scores by example id, where more is better.
 
     The interval is the percentile bootstrap over examples, as in the reports, no narrower than what so many examples can show
-    at all (:func:`mmcompress.metrics._statistics.quantity_estimate`).
+    at all (:func:`mmcompress.metrics._statistics.quantity_estimate`): ``span`` is what one of them can change at most, 0 where
+    scores vary by degrees and no single example stands out.
 
     Raises:
         InputError: there are no examples, the examples are not the same, or a score is no finite number.
@@ -58,18 +65,18 @@ def paired_drop(
     wrong = [name for name, value in zip(ids, lost, strict=True) if not math.isfinite(value)]
     if wrong:
         raise InputError(f"{what}: NaN or infinity for {len(wrong)} of {len(ids)} examples, the first is {wrong[0]!r}")
-    drop = drop_of(lost, budget, seed)
+    drop = drop_of(lost, budget, seed, span)
     order = np.argsort(-lost, kind="stable")
     flips = tuple(ids[index] for index in order if lost[index] > 0)
     return Drop(drop.value, drop.low, drop.high, drop.n, drop.p, flips, int((lost < 0).sum()))
 
 
-def drop_of(lost: Floats, budget: float, seed: int = 0) -> Drop:
+def drop_of(lost: Floats, budget: float, seed: int = 0, span: float = 1.0) -> Drop:
     """The mean of paired differences [n], with bounds and the p-value of the budget being kept."""
     n = len(lost)
     means = _resampled_means(lost, seed)
     value = float(lost.mean())
-    least = max(1.0, float(np.abs(lost).max())) * (1.0 - ALPHA ** (1.0 / n))
+    least = span * (1.0 - ALPHA ** (1.0 / n))
     low, high = (float(end) for end in np.quantile(means, (ALPHA, 1.0 - ALPHA)))
     low, high = min(low, value - least), max(high, value + least)
     p = (1 + int((means <= budget).sum())) / (1 + len(means))

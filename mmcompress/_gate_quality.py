@@ -64,7 +64,7 @@ def probe_scores(candidate: Subject, baseline: Subject, threads: int) -> tuple[l
             continue
         ids = [str(name) for name in columns["id"]]
         sides = [dict(zip(ids, map(float, side), strict=True)) for side in (old, new)]
-        found.append(Scores(f"teacher_agreement[{request.name}]", baseline.target, sides[0], sides[1]))
+        found.append(Scores(f"teacher_agreement[{request.name}]", baseline.target, sides[0], sides[1], span=0.0))
     for side in opened:
         side.close()
     return found, notes

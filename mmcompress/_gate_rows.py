@@ -30,6 +30,8 @@ class Scores:
     target: str
     baseline: Mapping[str, float]
     candidate: Mapping[str, float]
+    span: float = 1.0
+    """What one example can change at most; 0 where scores vary by degrees."""
 
 
 def paired_scores(

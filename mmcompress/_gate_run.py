@@ -29,6 +29,9 @@ BUDGETS = {"latency": 0.05, "quality": 0.01, "size": 0.01, "operators": 0.0, "in
 """What may be lost where nothing else is said: shares, of quality and INT8 coverage points."""
 
 
+_RUNS = {"first": "timing in fresh processes", "rerun": "confirming in fresh processes"}
+
+
 @dataclass(frozen=True)
 class Options:
     """How a gate measures and what it allows."""
@@ -90,11 +93,7 @@ def run_gate(candidate: Side, baseline: Side, options: Options, listen: Listen =
                 rule,
                 others=[drop.p for _, drop in drops],
                 limit_seconds=options.limit_seconds,
-                told=lambda rounds, run: listen(
-                    "confirming in fresh processes" if run == "rerun" else "timing in fresh processes",
-                    rounds,
-                    rule.looks[-1],
-                ),
+                told=lambda rounds, run: listen(f"{_RUNS[run]}: {rounds} rounds", 0, 0),
             )
             _tell_times(sampled, quantities, candidate, rule, outcome)
     outcome.environment = {**before, "after": environment_facts(options.threads)}
@@ -123,7 +122,9 @@ def _exact_and_quality(
 
 
 def _drop(item: Scores, options: Options) -> Drop:
-    return paired_drop(item.baseline, item.candidate, options.budgets["quality"], options.seed, what=item.metric)
+    return paired_drop(
+        item.baseline, item.candidate, options.budgets["quality"], options.seed, span=item.span, what=item.metric
+    )
 
 
 def exact_verdicts(
