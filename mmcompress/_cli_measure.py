@@ -44,17 +44,28 @@ def benchmark(what: tuple[Path, ...], threads: int, batch: tuple[int, ...], as_j
 @cli.command()
 @click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, path_type=Path))
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the page here [RUN/report.html].")
-def report(run_folder: Path, out: Path | None) -> None:
+@click.option(
+    "--add",
+    "added",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="A report that compile wrote on a device: its rows join the RUN's. May be repeated.",
+)
+def report(run_folder: Path, out: Path | None, added: tuple[Path, ...]) -> None:
     """Make the page of a RUN's report again: one HTML file that opens without a network.
 
     \b
     Example:
       mmcompress report runs/quickstart/latest
+      mmcompress report runs/quickstart/latest --add onnxruntime-arm64-report
     """
+    from mmcompress._device_report import add_report
     from mmcompress._page import write_page
     from mmcompress.report import load_report
 
     loaded = load_report(run_folder)
+    for other in added:
+        loaded = add_report(loaded, load_report(other))
     assert loaded.folder is not None
     click.echo(f"page: {write_page(loaded, out or loaded.folder)}")
 

@@ -1,0 +1,102 @@
+"""A quantized graph in float again: where INT8 does not build or is slower, the device takes this one by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmcompress.errors import StageError
+from mmcompress.runtimes._axes import read_bounds, write_bounds
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def write_float_twin(source: Path, output: Path) -> None:
+    """Write ``source`` without its Q/DQ pairs: weights are the rounded ones, activations are not rounded any more.
+
+    Raises:
+        StageError: it holds integer operators that are more than Q/DQ pairs.
+    """
+    import onnx
+
+    model = onnx.load(source)
+    bounds = read_bounds(model)
+    _dequantize_constants(model)
+    _drop_pairs(model)
+    left = sorted(
+        {node.op_type for node in model.graph.node if "Quantize" in node.op_type or "Integer" in node.op_type}
+    )
+    if left:
+        raise StageError(
+            f"{source.name}: {', '.join(left)} cannot be written in float\n  Build the package again in fp32."
+        )
+    write_bounds(model, bounds)
+    _save(model, output)
+
+
+def _dequantize_constants(model: onnx.ModelProto) -> None:
+    """Replace constants and their ``DequantizeLinear`` by what they stand for."""
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    kept = []
+    for node in model.graph.node:
+        if node.op_type != "DequantizeLinear" or any(name and name not in constants for name in node.input):
+            kept.append(node)
+            continue
+        stored, scale = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
+        zero = numpy_helper.to_array(constants[node.input[2]]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
+        axis = next((item.i for item in node.attribute if item.name == "axis"), 1)
+        value = (stored.astype(np.float64) - _along(zero, axis, stored.ndim)) * _along(scale, axis, stored.ndim)
+        model.graph.initializer.append(numpy_helper.from_array(value.astype(scale.dtype), node.output[0]))
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+def _along(values: np.ndarray, axis: int, dimensions: int) -> np.ndarray:
+    """One value, or one per channel, in a shape that goes with a tensor's."""
+    if values.size == 1:
+        return values.reshape(())
+    shape = [1] * dimensions
+    shape[axis] = values.size
+    return values.reshape(shape)
+
+
+def _drop_pairs(model: onnx.ModelProto) -> None:
+    """Let what reads a dequantized activation read the activation itself; forget constants that nothing reads."""
+    from onnx import helper
+
+    rounded = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    outputs = {value.name for value in model.graph.output}
+    exact: dict[str, str] = {}
+    kept = []
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in rounded:
+            source = rounded[node.input[0]]
+            exact[node.output[0]] = exact.get(source, source)
+            if node.output[0] in outputs:
+                kept.append(helper.make_node("Identity", [exact[node.output[0]]], [node.output[0]]))
+            continue
+        for index, name in enumerate(node.input):
+            node.input[index] = exact.get(name, name)
+        kept.append(node)
+    read = {name for node in kept if node.op_type != "QuantizeLinear" for name in node.input} | outputs
+    kept = [node for node in kept if node.op_type != "QuantizeLinear" or node.output[0] in read]
+    read |= {name for node in kept for name in node.input}
+    constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
+    model.graph.node.extend(kept)
+    model.graph.initializer.extend(constants)
+
+
+def _save(model: onnx.ModelProto, output: Path) -> None:
+    """One file, or two where protobuf's limit of 2 GiB asks for it."""
+    import onnx
+
+    large = model.ByteSize() > 1_900_000_000
+    data = {"save_as_external_data": True, "location": f"{output.name}.data"} if large else {}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, output, **data)
