@@ -13,9 +13,16 @@ from mmcompress._cli import cli, recipe_options
 from mmcompress._progress import Progress
 from mmcompress.errors import UsageError
 
+_tracked = click.option(
+    "--track",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write losses, learning rate and speed of trainings here, for TensorBoard.",
+)
+
 
 @cli.command()
 @recipe_options
+@_tracked
 @click.option(
     "--runs",
     type=click.Path(file_okay=False, path_type=Path),
@@ -35,6 +42,7 @@ def run(
     smoke: bool,
     as_json: bool,
     seeds: int | None,
+    track: Path | None,
 ) -> None:
     """Build, measure, report and judge: a table of the teacher against each package.
 
@@ -43,9 +51,9 @@ def run(
       mmcompress run recipes/quickstart.yaml
     """
     if seeds is None:
-        sys.exit(_run(recipe, overrides, store, quiet, runs, smoke, as_json))
-    if smoke or as_json:
-        raise UsageError("--seeds makes several reports\n  Leave out --smoke and --json.")
+        sys.exit(_run(recipe, overrides, store, quiet, runs, smoke, as_json, track))
+    if smoke or as_json or track:
+        raise UsageError("--seeds makes several reports\n  Leave out --smoke, --json and --track.")
     sys.exit(_run_seeds(recipe, overrides, store, quiet, runs, seeds))
 
 
@@ -64,13 +72,22 @@ def _run_seeds(recipe: Path, overrides: Sequence[str], store: Path | None, quiet
 
 
 def _run(
-    recipe: Path, overrides: Sequence[str], store: Path | None, quiet: bool, runs: Path, smoke: bool, as_json: bool
+    recipe: Path,
+    overrides: Sequence[str],
+    store: Path | None,
+    quiet: bool,
+    runs: Path,
+    smoke: bool,
+    as_json: bool,
+    track: Path | None = None,
 ) -> int:
     from mmcompress.report import load_report, print_report
     from mmcompress.runs import run as run_recipe
 
     with Progress(quiet=quiet or as_json) as progress:
-        outcome = run_recipe(recipe, overrides=overrides, store=store, runs=runs, listen=progress.listen, smoke=smoke)
+        outcome = run_recipe(
+            recipe, overrides=overrides, store=store, runs=runs, listen=progress.listen, smoke=smoke, track=track
+        )
     if smoke:
         click.echo(
             f"smoke run finished: {outcome.built} artifacts built, {len(outcome.rows)} rows measured, nothing kept"
@@ -91,16 +108,28 @@ def _run(
 
 def _step_command(kind: str, text: str) -> None:
     @recipe_options
+    @_tracked
     @click.option("--out", type=click.Path(path_type=Path), help="Copy the result here.")
-    def command(recipe: Path, overrides: tuple[str, ...], store: Path | None, quiet: bool, out: Path | None) -> None:
+    def command(
+        recipe: Path,
+        overrides: tuple[str, ...],
+        store: Path | None,
+        quiet: bool,
+        track: Path | None,
+        out: Path | None,
+    ) -> None:
+        from mmcompress import _processes
         from mmcompress.pipeline import Planner
         from mmcompress.recipe import load_recipe
         from mmcompress.runs import build_to, copy_artifact
         from mmcompress.store import Store, default_store
 
-        with Progress(quiet=quiet) as progress:
-            planner = Planner(load_recipe(recipe, overrides), Store(store or default_store()), progress.listen)
-            folder = build_to(planner, kind)
+        first = not _processes.rank()
+        with _processes.together(), Progress(quiet=quiet or not first) as progress:
+            place = Store(store or default_store())
+            folder = build_to(Planner(load_recipe(recipe, overrides), place, progress.listen, track=track), kind)
+        if not first:
+            return
         if out is not None:
             copy_artifact(folder, out)
         click.echo(out or folder)

@@ -27,7 +27,8 @@ from mmcompress.runtimes._search import Drop, Drops
 from mmcompress.store import Artifact, Step
 
 if TYPE_CHECKING:
-    from mmcompress.pipeline import ModelStep, Planner
+    from mmcompress._steps import ModelStep
+    from mmcompress.pipeline import Planner
 
 THREADS = 2
 ROUNDS = 6

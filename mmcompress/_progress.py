@@ -22,6 +22,7 @@ class Progress:
         self.live: Live | None = None
         self.task = ("", 0)
         self.started = 0.0
+        self.first = 0
         self.shown = 0.0
 
     def __enter__(self) -> Progress:
@@ -43,7 +44,7 @@ class Progress:
         now = time.monotonic()
         if (step, total) != self.task:  # the parts of a step differ in how much there is to do
             self.shown = self.shown if step == self.task[0] else 0.0
-            self.task, self.started = (step, total), now
+            self.task, self.started, self.first = (step, total), now, done
         finished = total > 0 and done >= total
         line = f"{step}: {message}{'' if finished else self._estimate(done, total, now)}"
         if self.live is not None:
@@ -60,7 +61,8 @@ class Progress:
             return ""
         share = f"  {done}/{total}"
         elapsed = now - self.started
-        if not done or elapsed < 2:
+        # What a resumed step had done before tells nothing of its speed now.
+        if done <= self.first or elapsed < 2:
             return share
-        left = elapsed / done * (total - done)
+        left = elapsed / (done - self.first) * (total - done)
         return f"{share}, {int(left // 60)}:{int(left % 60):02d} left"

@@ -15,16 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmcompress import deploy
-from mmcompress.component import JSON, library_versions
+from mmcompress import _processes, deploy
+from mmcompress._accuracy import promise_identity, promise_of
+from mmcompress._fastest import choose_step
+from mmcompress._steps import ModelStep, PackageStep, Plan, provenance_of, renamed
+from mmcompress.component import library_versions
 from mmcompress.data import Examples
 from mmcompress.data._splits import subset
 from mmcompress.errors import StageError
 from mmcompress.families import Family
+from mmcompress.families._adapters import write_model
 from mmcompress.metrics import Role, Subject
 from mmcompress.package import family_fields
 from mmcompress.recipe import FromRecipe, Recipe, load_recipe
-from mmcompress.runtimes import Precision, Runtime
+from mmcompress.runtimes import AskedPrecision, Runtime
 from mmcompress.splits import Splits
 from mmcompress.stages import Model, Stage, StageInput
 from mmcompress.store import Artifact, Step, Store
@@ -38,49 +42,23 @@ def silent(step: str, message: str, done: int, total: int) -> None:
     """Listens to nothing."""
 
 
-@dataclass(frozen=True)
-class ModelStep:
-    """A step whose artifact is a model folder."""
-
-    step: Step
-    family: Family
-    role: Role
-    name: str
-    stage: str
-
-
-@dataclass(frozen=True)
-class PackageStep:
-    """A step whose artifact is a package."""
-
-    step: Step
-    family: Family
-    role: Role
-    name: str
-    target: str
-    precision: Precision
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that a recipe makes, by key, before any of it is made."""
-
-    models: tuple[ModelStep, ...]
-    """The teacher first, then baselines, then what each stage makes."""
-    packages: tuple[PackageStep, ...]
-    """For each target the teacher's own FP32 package, then the recipe's."""
-    deployment: tuple[Step, ...]
-    """The exports and quantizations that the packages are made of, in order."""
-
-
 class Planner:
     """Turns a recipe into steps. Nothing is built until the store is asked for a step's artifact."""
 
-    def __init__(self, recipe: Recipe, store: Store, listen: Listen = silent, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        store: Store,
+        listen: Listen = silent,
+        limit: int | None = None,
+        track: Path | None = None,
+    ) -> None:
+        """``limit``: examples of each split; ``track``: where scalars of trainings go, for TensorBoard."""
         self.recipe = recipe
         self.store = store
         self.listen = listen
         self.limit = limit
+        self.track = track
         self.splits = Splits(recipe, limit)
         self.built = 0
         """How many artifacts were built so far, and not found."""
@@ -91,9 +69,9 @@ class Planner:
         chain = self._chain(self.recipe.stages, start, "student", "stages")
         teacher = start or chain[0]
         if start is None:
-            chain[0] = teacher = _renamed(chain[0], "teacher", "teacher")
+            chain[0] = teacher = renamed(chain[0], "teacher", "teacher")
         baselines = [
-            _renamed(steps[-1], "baseline", name)
+            renamed(steps[-1], "baseline", name)
             for name, stages in self.recipe.baselines.items()
             if (steps := self._chain(stages, start, "baseline", f"baselines.{name}"))
         ]
@@ -103,7 +81,7 @@ class Planner:
         deployment: dict[str, Step] = {}
         for target in self.recipe.targets:
             precision = (target.quantize or self.recipe.quantize).precision
-            wanted: list[tuple[ModelStep, Precision, Role]] = [
+            wanted: list[tuple[ModelStep, AskedPrecision, Role]] = [
                 (teacher, "fp32", "teacher"),
                 (last, precision, "package"),
             ]
@@ -116,18 +94,19 @@ class Planner:
     # --- models ---
 
     def _teacher(self) -> ModelStep | None:
-        source = self.recipe.teacher
-        if source is None:
-            return None
+        return None if self.recipe.teacher is None else self._source(self.recipe.teacher)
+
+    def _source(self, source: Family | FromRecipe) -> ModelStep:
+        """A checkpoint as a model folder, or the last model of another recipe."""
         if isinstance(source, FromRecipe):
-            other = Planner(load_recipe(source.recipe), self.store, self.listen, self.limit).plan()
-            return _renamed(other.models[-1], "teacher", "teacher")
+            other = Planner(load_recipe(source.recipe), self.store, self.listen, self.limit, self.track).plan()
+            return renamed(other.models[-1], "teacher", "teacher")
         family: Family = source
         seed = self.recipe.seed
 
         def build(output: Path, work: Path) -> Mapping[str, Any]:
             self.listen("teacher", "reading the checkpoint", 0, 0)
-            family.write(output, seed)
+            write_model(family, output, work, seed)
             return {"family": family.component_name()}
 
         identity = {
@@ -146,7 +125,7 @@ class Planner:
             previous = self._stage(stage, previous, teacher, role, f"{where}.{index} {kind}")
             teacher = teacher or previous
             number = kinds[: index + 1].count(kind)
-            made.append(_renamed(previous, role, kind if kinds.count(kind) == 1 else f"{kind} {number}"))
+            made.append(renamed(previous, role, kind if kinds.count(kind) == 1 else f"{kind} {number}"))
         return made
 
     def _stage(
@@ -154,6 +133,7 @@ class Planner:
     ) -> ModelStep:
         kind = stage.component_name()
         family = stage.result_family(previous.family if previous is not None else None)
+        others = [self._source(source) for source in stage.further_teachers()]
 
         def build(output: Path, work: Path) -> Mapping[str, Any]:
             given = StageInput(
@@ -168,6 +148,8 @@ class Planner:
                 teacher_key=teacher.step.key if teacher is not None else "",
                 train_identity=self.splits.train_identity,
                 validation_identity=self.splits.validation_identity,
+                others=tuple((Model(one.family, self.get(one.step).folder), one.step.key) for one in others),
+                track=None if self.track is None else self.track / where.replace(" ", "-"),
                 progress=lambda message, done, total: self.listen(where, message, done, total),
             )
             return stage.run(given)
@@ -180,8 +162,9 @@ class Planner:
             "validation": self.splits.validation_identity,
             "seed": self.recipe.seed,
             "environment": dict(stage.environment()),
+            **({"teachers": [one.step.key for one in others]} if others else {}),
         }
-        return ModelStep(Step(kind, where, identity, build), family, role, where, kind)
+        return ModelStep(Step(kind, where, identity, build, together=True), family, role, where, kind)
 
     def _model(self, made: ModelStep | None) -> Model | None:
         return Model(made.family, self.get(made.step).folder) if made is not None else None
@@ -189,25 +172,32 @@ class Planner:
     # --- packages ---
 
     def _package(
-        self, model: ModelStep, teacher: ModelStep, target: Runtime, precision: Precision, role: Role
+        self, model: ModelStep, teacher: ModelStep, target: Runtime, precision: AskedPrecision, role: Role
     ) -> tuple[PackageStep, list[Step]]:
         runtime = target.component_name()
         exported = self._export(model)
-        graphs = exported if precision == "fp32" else self._quantize(model, exported, target)
+        quantized = None if precision == "fp32" else self._quantize(model, exported, target)
+        graphs = quantized or exported
+        if precision == "auto" and quantized is not None:
+            graphs = choose_step(self, model, exported, quantized, target)
         family = model.family
 
         def build(output: Path, work: Path) -> Mapping[str, Any]:
-            probe = self._examples("validation", PROBES)
+            probe = self.examples("validation", PROBES)
+            made = self.get(graphs)
+            facts = made.manifest["facts"]
+            chosen = facts if precision == "auto" else {"precision": precision, "runtime_fields": {}}
             return deploy.compile(
                 family=family,
                 model=self.get(model.step).folder,
-                graphs=self.get(graphs).folder,
-                runtime=target,
-                precision=precision,
+                graphs=made.folder,
+                runtime=target.model_copy(update=chosen["runtime_fields"]),
+                precision=chosen["precision"],
                 teacher=Model(teacher.family, self.get(teacher.step).folder),
                 probe=probe,
-                provenance=_provenance(self.recipe.name, model, teacher, graphs),
+                provenance=provenance_of(self.recipe.name, model, teacher, graphs),
                 output=output,
+                asked=facts["graphs"],
             )
 
         identity = {
@@ -221,11 +211,12 @@ class Planner:
             "probe": self.splits.validation_identity,
             "seed": self.recipe.seed,
             "format": deploy.PACKAGE_FORMAT,
+            "revision": deploy.COMPILE_REVISION,
         }
         step = Step("compile", f"{runtime} {precision} compile ({model.name})", identity, build)
         name = f"{runtime} {precision}"
         made = PackageStep(step, family, role, f"teacher {name}" if role == "teacher" else name, runtime, precision)
-        return made, [exported] if graphs is exported else [exported, graphs]
+        return made, list({part.key: part for part in (exported, quantized or exported, graphs)}.values())
 
     def _export(self, model: ModelStep) -> Step:
         def build(output: Path, work: Path) -> Mapping[str, Any]:
@@ -252,8 +243,10 @@ class Planner:
                 model=self.get(model.step).folder,
                 graphs=self.get(exported).folder,
                 scheme=target.scheme(),
-                examples=self._examples("train", settings.calibration_samples),
+                examples=self.examples("train", settings.calibration_samples),
                 output=output,
+                settings=settings,
+                promise=promise_of(self, target, where, work) if settings.max_drop else None,
             )
 
         identity = {
@@ -261,13 +254,15 @@ class Planner:
             "settings": settings.model_dump(mode="json"),
             "scheme": deploy.describe_scheme(target.scheme()),
             "calibration": self.splits.train_identity,
+            "promise": promise_identity(self.recipe, target) if settings.max_drop else None,
+            "validation": self.splits.validation_identity if settings.max_drop else None,
             "seed": self.recipe.seed,
             "libraries": library_versions("onnx", "onnxruntime"),
             "revision": deploy.QUANTIZE_REVISION,
         }
         return Step("quantize", where, identity, build)
 
-    def _examples(self, split: str, count: int) -> Examples:
+    def examples(self, split: str, count: int) -> Examples:
         """A sample of a split (of the training data where there is no validation data), the same for the same seed."""
         source = self.splits.train if split == "train" or self.splits.validation is None else self.splits.validation
         if split == "train" and len(source) < count and self.limit is None:
@@ -279,7 +274,8 @@ class Planner:
 
     def get(self, step: Step) -> Artifact:
         """The artifact of a step: found, or built now."""
-        found = self.store.find(step)
+        # Of several processes the store asks the first whether it is there, so that all do the same.
+        found = self.store.find(step) if _processes.count() == 1 else None
         if found is not None:
             self.listen(step.name, "found", 1, 1)
             return found
@@ -287,20 +283,6 @@ class Planner:
         self.built += artifact.built
         self.listen(step.name, f"built in {artifact.manifest['seconds']:.1f} s", 1, 1)
         return artifact
-
-
-def _renamed(made: ModelStep, role: Role, name: str) -> ModelStep:
-    return ModelStep(made.step, made.family, role, name, made.stage)
-
-
-def _provenance(recipe: str, model: ModelStep, teacher: ModelStep, graphs: Step) -> dict[str, JSON]:
-    """Where a package comes from, down to the components that made its model."""
-    return {
-        "recipe": recipe,
-        "model": {"key": model.step.key, "stage": model.step.kind, "identity": model.step.identity},
-        "teacher": {"key": teacher.step.key, "identity": teacher.step.identity},
-        "graphs": {"key": graphs.key, "stage": graphs.kind, "identity": graphs.identity},
-    }
 
 
 @dataclass(frozen=True)
@@ -348,7 +330,7 @@ def build(planner: Planner) -> Built:
                 package.target,
                 package.family,
                 artifact.folder,
-                package.precision,
+                artifact.manifest["facts"]["precision"],
             )
         )
     for step in plan.deployment:

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmcompress import _processes
+from mmcompress._steps import ModelStep, PackageStep
 from mmcompress.component import digest_json
 from mmcompress.errors import InputError, StageError, UsageError
 from mmcompress.measure import Samples, measure
 from mmcompress.metrics import Metric, Row, Subject
-from mmcompress.pipeline import Built, Listen, ModelStep, PackageStep, Planner, build, silent
+from mmcompress.pipeline import Built, Listen, Planner, build, silent
 from mmcompress.recipe import Recipe, dump_recipe, load_recipe
+from mmcompress.runtimes import Quantize
 from mmcompress.store import MANIFEST, Store, default_store, write_json
 
 
@@ -40,19 +43,27 @@ def run(
     runs: Path | str = "runs",
     listen: Listen = silent,
     smoke: bool = False,
+    track: Path | None = None,
 ) -> Outcome:
     """Build a recipe, measure what it made, write the report and judge the recipe's demands.
+
+    ``track``: a folder for the scalars of trainings, which TensorBoard shows.
 
     Raises:
         RecipeError, InputError: the recipe or what it names is wrong.
         StageError: a stage failed; what was finished is kept.
     """
     path = Path(recipe)
+    if _processes.count() > 1:
+        raise UsageError(
+            "one process measures\n  Build with `torchrun -m mmcompress distill`, then run the same recipe without it."
+        )
     if not smoke:
-        return _run(path, load_recipe(path, overrides), Store(store or default_store()), Path(runs), listen, None)
+        place = Store(store or default_store())
+        return _run(path, load_recipe(path, overrides), place, Path(runs), listen, None, track)
     with tempfile.TemporaryDirectory(prefix="mmcompress-smoke-") as folder:
         small = smoke_recipe(load_recipe(path, overrides))
-        return _run(path, small, Store(Path(folder) / "store"), Path(folder) / "runs", listen, SMOKE_EXAMPLES)
+        return _run(path, small, Store(Path(folder) / "store"), Path(folder) / "runs", listen, SMOKE_EXAMPLES, track)
 
 
 def run_seeds(recipe: Path | str, seeds: int, *, overrides: Sequence[str] = (), **options: Any) -> list[Outcome]:
@@ -70,11 +81,13 @@ def worst(codes: Sequence[int]) -> int:
     return min(codes, key=order.index)
 
 
-def _run(path: Path, recipe: Recipe, store: Store, runs: Path, listen: Listen, limit: int | None) -> Outcome:
+def _run(
+    path: Path, recipe: Recipe, store: Store, runs: Path, listen: Listen, limit: int | None, track: Path | None
+) -> Outcome:
     from mmcompress import gate, report
 
     started = time.strftime("%Y%m%d-%H%M%S")
-    planner = Planner(recipe, store, listen, limit)
+    planner = Planner(recipe, store, listen, limit, track)
     built = build(planner)
     rows, samples, environment = measure_built(recipe, built, listen)
     demands = gate.parse_demands(recipe.demand, [target.component_name() for target in recipe.targets])
@@ -206,6 +219,12 @@ def build_to(planner: Planner, kind: str) -> Path:
     Raises:
         UsageError: the recipe has no such step.
     """
+    if _processes.count() > 1 and kind in ("export", "quantize", "compile"):
+        raise UsageError(
+            f"{kind} is the work of one process\n"
+            "  Build the models with torchrun, then run the same recipe without it: it finds them."
+        )
+    _processes.agree("the recipe", digest_json(planner.recipe.model_dump(mode="json", by_alias=True)))
     plan = planner.plan()
     if kind == "compile":
         steps = [package.step for package in plan.packages if package.role == "package"]
@@ -245,12 +264,14 @@ def smoke_recipe(recipe: Recipe) -> Recipe:
         update = {name: value for name, value in {"processes": 1, "seconds": 1.0}.items() if name in fields}
         return metric.model_copy(update=update)
 
-    quantize = recipe.quantize.model_copy(update={"calibration_samples": 32})
+    def plain(settings: Quantize) -> Quantize:
+        """Without choices, which need more examples than there are."""
+        precision = "int8" if settings.precision == "auto" else settings.precision
+        return Quantize(precision=precision, calibration_samples=32)
+
+    quantize = plain(recipe.quantize)
     targets = tuple(
-        t
-        if t.quantize is None
-        else t.model_copy(update={"quantize": quantize.model_copy(update={"precision": t.quantize.precision})})
-        for t in recipe.targets
+        t if t.quantize is None else t.model_copy(update={"quantize": plain(t.quantize)}) for t in recipe.targets
     )
     return recipe.model_copy(
         update={

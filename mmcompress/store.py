@@ -23,6 +23,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from mmcompress import _processes
 from mmcompress.component import JSON, digest_json, digest_path
 from mmcompress.errors import InputError, MmcompressError, StageError
 
@@ -42,6 +43,8 @@ class Step:
     """Everything that shapes the result: components, keys of inputs, digests of external data, library versions."""
     build: Callable[[Path, Path], Mapping[str, Any]]
     """``build(output, work)`` fills the folder ``output`` and gives facts for the manifest."""
+    together: bool = False
+    """Whether all processes that train together build it; else the first one alone."""
 
     @property
     def key(self) -> str:
@@ -95,11 +98,13 @@ class Store:
             StageError: disk or memory ran out; the work folder is kept, so that the next run goes on from it.
             InputError: the store cannot be written.
         """
-        found = self.find(step)
+        found = self.find(step) if _processes.count() == 1 else None
         if found is not None:
             return found
-        locks = self.root / "locks"
         with _Exhaustion(step.name, self.root):
+            if _processes.rank():
+                return self._follow(step)
+            locks = self.root / "locks"
             try:
                 locks.mkdir(parents=True, exist_ok=True)
             except (PermissionError, NotADirectoryError, FileExistsError) as error:
@@ -108,7 +113,28 @@ class Store:
                     "  Name another folder with --store or MMCOMPRESS_STORE."
                 ) from error
             with FileLock(locks / f"{step.key}.lock"):
-                return self.find(step) or self._build(step)
+                found = self.find(step)
+                _processes.told_by_first("build" if found is None else "found")
+                found = found or self._build(step)
+            _processes.wait()
+            return found
+
+    def _follow(self, step: Step) -> Artifact:
+        """What the first process builds or finds. A stage that trains is run here too; the first one's result is kept."""
+        if _processes.told_by_first("") == "build" and step.together:
+            work = self.root / "work" / f"{step.key}-process-{_processes.rank()}"
+            output = work / "output"
+            shutil.rmtree(output, ignore_errors=True)
+            output.mkdir(parents=True)
+            step.build(output, work)
+            shutil.rmtree(work, ignore_errors=True)
+        _processes.wait()
+        found = self.find(step)
+        if found is None:
+            raise InputError(
+                f"{self.root}: the first process wrote {step.name}, which this one does not see\n  Use a store that all processes share."
+            )
+        return found
 
     def _build(self, step: Step) -> Artifact:
         work = self.root / "work" / step.key

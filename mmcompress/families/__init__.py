@@ -210,7 +210,12 @@ class Family(Component):
 
     def identity(self) -> JSON:
         """The fields by digest; a ``config`` file together with the processing files beside it."""
+        from mmcompress.families._adapters import base_identity
+
         identity = super().identity()
+        base = base_identity(self)
+        if base is not None:
+            return {**identity, "base": base}
         if self.config is not None and self.config.is_file():
             folder = self.config.parent
             return {**identity, "beside": {name: digest_path(folder / name) for name in self.processing_files}}

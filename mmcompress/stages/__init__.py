@@ -64,6 +64,10 @@ class Stage(Component):
             raise NotImplementedError
         return model
 
+    def further_teachers(self) -> tuple[Any, ...]:
+        """Models that the stage follows besides the recipe's teacher: families, or other recipes' last models."""
+        return ()
+
     def environment(self) -> Mapping[str, JSON]:
         """What shapes the result besides the fields: versions of libraries, the resolved training precision."""
         return {}

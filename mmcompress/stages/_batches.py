@@ -25,6 +25,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from mmcompress._cache import used
 from mmcompress.component import JSON, digest_json, digest_path
 from mmcompress.data import Examples
 from mmcompress.errors import InputError
@@ -301,6 +302,7 @@ def encode(
         with FileLock(home.parent / f"{key}.lock"):
             if not (home / "index.json").is_file():
                 _write(examples, columns, processor, home, tell)
+    used(home, "index.json")
     index = read_json(home / "index.json")
     arrays = {name: np.load(home / file, mmap_mode="r", allow_pickle=False) for name, file in index["arrays"].items()}
     offsets = np.load(home / "texts.offsets.npy", allow_pickle=False) if index["of_texts"] else None

@@ -63,11 +63,13 @@ def train(training: Training) -> dict[str, Any]:
         raise UsageError(f"evaluations: {fields.evaluations}, but the recipe has no data.validation")
     began = time.monotonic()
     with told_errors(fields.batch_size):
-        trainer, tracker = _prepare(training)
+        trainer, tracker, frozen = _prepare(training)
         checkpoint = _processes.first(lambda: _last_checkpoint(trainer.folder))
         first = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
         if tracker is not None:
             tracker.open(first)
+        message = f"{frozen} parameters frozen" if frozen else "training"
+        given.progress(message, first, trainer.course.steps)
         trainer.fit(checkpoint)
         if tracker is not None:
             tracker.close()
@@ -96,8 +98,8 @@ def train(training: Training) -> dict[str, Any]:
     }
 
 
-def _prepare(training: Training) -> tuple[StageTrainer, Tracker | None]:
-    """The trainer with its model, batches and teachers, and what writes its scalars where that is asked for."""
+def _prepare(training: Training) -> tuple[StageTrainer, Tracker | None, int]:
+    """The trainer with its model, batches and teachers; what writes its scalars; and how many parameters are frozen."""
     from mmcompress.stages._objective_modules import Objective
     from mmcompress.stages._trainer_modules import StageTrainer
 
@@ -140,8 +142,7 @@ def _prepare(training: Training) -> tuple[StageTrainer, Tracker | None]:
     )
     if asked:
         trainer.project(given.seed)
-    given.progress(f"{frozen} parameters frozen" if frozen else "training", 0, total)
-    return trainer, tracker
+    return trainer, tracker, frozen
 
 
 def _device() -> torch.device:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmcompress.component import digest_path
+from mmcompress.component import digest_json, digest_path
 from mmcompress.errors import InputError
 from mmcompress.families import Family
+from mmcompress.families._images import read_object
 from mmcompress.losses import Loss
 from mmcompress.stages import Model
 
@@ -56,14 +57,22 @@ def classes(family: Family, folder: Path) -> tuple[str, ...] | None:
     """The names of a model's classes; None of one that has none, or whose folder is not there."""
     if not (folder / "config.json").is_file():
         return None
-    found = getattr(family.processor(folder), "classes", None)
+    try:
+        found = getattr(family.processor(folder), "classes", None)
+    except InputError:  # a checkpoint that is no model folder yet: it is checked when it is one
+        return None
     return tuple(found) if found else None
 
 
 def _tokenizer(folder: Path) -> str | None:
     for name in TOKENIZERS:
-        if (folder / name).is_file():
-            return digest_path(folder / name)
+        file = folder / name
+        if file.is_file() and name == "tokenizer.json":
+            # Truncation and padding stand there too, and change no token.
+            read = read_object(file)
+            return digest_json([read.get("model", {}), read.get("added_tokens", [])])
+        if file.is_file():
+            return digest_path(file)
     return None
 
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmcompress.component import JSON, parse
 from mmcompress.errors import UsageError
 from mmcompress.families import Family
 from mmcompress.losses import AnyLoss, Loss, kept_classes
 from mmcompress.losses.task import Task
-from mmcompress.stages import Stage, StageInput
+from mmcompress.stages import Model, Stage, StageInput
 from mmcompress.stages._feeding import Answers, Teacher
+from mmcompress.stages._further_teachers import AnyFurtherTeacher
 from mmcompress.stages._pseudo_labels import LabelFilter, Labels, target_of, with_teacher_labels
 from mmcompress.stages._stored_rows import StoreAs
 from mmcompress.stages._student import Student, begin, student_family, student_problems
 from mmcompress.stages._teacher_outputs import mask_of
 from mmcompress.stages._training import Training, train
 from mmcompress.stages._training_fields import Problems, TeacherOutputs, TrainingFields
+from mmcompress.stages._vocabularies import differing, logits_of
 
 PER_LAYER = (".hidden_states", ".attentions")
 
@@ -31,6 +33,9 @@ class Distill(TrainingFields, Stage):
     """``from_teacher: {...}`` cuts one from the teacher; any family component; the model so far where absent."""
     losses: Annotated[tuple[AnyLoss, ...], Field(min_length=1)] | None = None
     """The weighted terms; the family's own choice where none are named (see :meth:`Family.default_losses`)."""
+    teachers: tuple[AnyFurtherTeacher, ...] = ()
+    """Further teachers, each with its share: ``[{clip: {path: other}, weight: 0.3}]``. The recipe's teacher has what is left
+    of 1. Distributions are averaged (after the softmax), other losses are averaged as losses."""
     teacher_outputs: TeacherOutputs | None = None
     """``cached`` asks the teacher once about every example and keeps the answers; ``online`` asks it at every step.
     Where neither is said, ``cached`` if the losses allow it and read no sequence's logits without ``top_k``."""
@@ -47,6 +52,15 @@ class Distill(TrainingFields, Stage):
     freeze: tuple[str, ...] = ()
     """Modules or parameters that stay as they are, by prefix of their names (``text_model``)."""
 
+    @model_validator(mode="after")
+    def _shares_left(self) -> Distill:
+        given = sum(teacher.weight for teacher in self.teachers)
+        if given >= 1:
+            raise ValueError(
+                f"teachers: their weights add up to {given:g}; expected less than 1, for the recipe's teacher"
+            )
+        return self
+
     def problems(self, model: Family | None, teacher: Family | None) -> Problems:
         """No teacher, outputs that one of the two does not give, outputs that cannot be stored."""
         problems = student_problems(self.student, model, teacher)
@@ -58,6 +72,9 @@ class Distill(TrainingFields, Stage):
         losses = self.terms(family)
         problems += self.training_problems(family, losses)
         problems += self._unfed(losses, family, teacher)
+        for number, further in enumerate(self.teachers):
+            problems += self._unfit(number, losses, family, further.family())
+        problems += self._other_words(losses, family, teacher)
         if self.teacher_outputs == "cached":
             problems += self._not_stored(losses, teacher)
         if self.teacher_views is not None and self.augment == "none":
@@ -96,6 +113,26 @@ class Distill(TrainingFields, Stage):
                     problems.append((("losses", index, loss.component_name()), message))
         return problems
 
+    def _unfit(self, number: int, losses: Sequence[Loss], student: Family, teacher: Family) -> Problems:
+        """What a further teacher cannot do."""
+        where: tuple[str | int, ...] = ("teachers", number, teacher.component_name())
+        problems: Problems = [
+            (where, message) for _, message in self._unfed(losses, student, teacher) if "(the teacher)" in message
+        ]
+        if self.teacher_outputs == "cached":
+            problems += [(where, message) for _, message in self._not_stored(losses, teacher)]
+        if kept_classes(losses) and self.asking(student) == "cached":
+            problems.append((where, "top_k keeps other classes of each teacher; expected no top_k, or `online`"))
+        return problems + [(where, message) for _, message in self._other_words(losses, student, teacher)]
+
+    def _other_words(self, losses: Sequence[Loss], student: Family, teacher: Family) -> Problems:
+        """Logits of other classes or tokens, where both checkpoints lie in folders."""
+        ours, theirs = (one.path or (one.config.parent if one.config else None) for one in (student, teacher))
+        if student is teacher or ours is None or theirs is None:
+            return []
+        found = {name: differing(name, Model(student, ours), Model(teacher, theirs)) for name in logits_of(losses)}
+        return [(("losses",), f"{name} cannot be compared: {reason}") for name, reason in found.items() if reason]
+
     def _unwritten(self, teacher: Family, student: Family) -> Problems:
         if self.labels == "data":
             return [(("label_filter",), "filters what `labels: teacher` gives")] if self.label_filter else []
@@ -126,6 +163,10 @@ class Distill(TrainingFields, Stage):
                 problems.append((where, f"{unmasked[0]} is cached with its mask; expected `mask: {mask}`, or `online`"))
         return problems
 
+    def further_teachers(self) -> tuple[Any, ...]:
+        """The models of ``teachers``."""
+        return tuple(teacher.model for teacher in self.teachers)
+
     def result_family(self, model: Family | None) -> Family:
         """The student's family where one is named; a cut has that of the model so far."""
         return self.student if isinstance(self.student, Family) else super().result_family(model)
@@ -136,7 +177,8 @@ class Distill(TrainingFields, Stage):
 
     def run(self, given: StageInput) -> Mapping[str, Any]:
         """Train; see :func:`mmcompress.stages._training.train`."""
-        if given.teacher is None:
+        main = given.teacher
+        if main is None:
             raise UsageError("distill: there is no teacher\n  Name a `teacher` in the recipe.")
         student = begin(self.student, given)
         told: dict[str, JSON] = {}
@@ -144,6 +186,8 @@ class Distill(TrainingFields, Stage):
             given, told["labels"] = with_teacher_labels(given, self.label_filter or LabelFilter())
         losses, asking = self.terms(student.family), self.asking(student.family)
         answers = Answers(asking, self.teacher_views, self.store_as)
-        teachers = (Teacher(given.teacher, given.teacher_key),)
+        shares = [teacher.weight for teacher in self.teachers]
+        others = [Teacher(one, key, share) for (one, key), share in zip(given.others, shares, strict=True)]
+        teachers = (Teacher(main, given.teacher_key, 1 - sum(shares)), *others)
         facts = train(Training(self, given, student, losses, teachers, answers, self.freeze))
         return {**facts, **told, "teacher_outputs": asking}
