@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import click
 
-from mmcompress import _cli_build, _cli_gate, _cli_measure, _cli_show
+from mmcompress import _cli_build, _cli_device, _cli_gate, _cli_measure, _cli_show, _cli_store
 from mmcompress._cli import cli
 from mmcompress.errors import MmcompressError
 
-COMMANDS = (_cli_build, _cli_measure, _cli_gate, _cli_show)
+COMMANDS = (_cli_build, _cli_device, _cli_measure, _cli_gate, _cli_show, _cli_store)
 """Modules whose commands the group has, in the order of a user's work."""
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130

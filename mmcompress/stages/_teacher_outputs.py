@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmcompress._cache import used
 from mmcompress.component import JSON, digest_json
 from mmcompress.errors import StageError
 from mmcompress.families import Family, Feeds
@@ -222,6 +223,8 @@ def _abouts(teacher: Asked, data: Encoded, keeping: Keeping, names: list[str]) -
             shape = _layout(name, outputs[name], None if mask is None else outputs[mask], keeping, teacher.want)
             files[name].parent.mkdir(parents=True, exist_ok=True)
             write_json(files[name], {**keeping.about(name), **shape})
+    for name in names:
+        used(files[name].parent, ABOUT)
     return {name: read_json(files[name]) for name in names}
 
 
