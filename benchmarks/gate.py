@@ -2,7 +2,7 @@
 
     python benchmarks/gate.py --out benchmarks/results/gate.json      (about an hour on two cores)
 
-Rounds are recorded to ``--recording`` as they come (``benchmarks/results/gate_rounds.jsonl``), and a recording that is whole is
+Rounds are recorded to ``--recording`` as they come (``.cache/gate_rounds.jsonl``), and a recording that is whole is
 not made again: stop it at any time and go on later. ``--quick`` records for two minutes and gates three times.
 
 1. Record: fresh processes of A, its copies B and C, A + 7 % and A + 10 % (more layers), which take turns; half of the rounds
@@ -331,8 +331,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two minutes of recording, three whole gates")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
-    here = Path(__file__).parent / "results"
-    parser.add_argument("--recording", type=Path, help="where rounds are kept, to go on from [beside --out]")
+    here = Path(__file__).parents[1] / ".cache"
+    parser.add_argument(
+        "--recording", type=Path, help="where rounds are kept, to go on from [.cache/gate_rounds.jsonl]"
+    )
     parser.add_argument("--minutes", type=float, default=RECORD_SECONDS / 60, help="of recording at most [40]")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mmcompress-gate-benchmark-") as folder:

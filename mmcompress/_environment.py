@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,7 +69,48 @@ def environment_facts(threads: int) -> dict[str, Any]:
         "libraries": {name: found for name in LIBRARIES if (found := _version(name)) is not None},
         "threads": threads,
         "byte_order": sys.byteorder,
+        "gpus": _gpus(),
+        "state": machine_state(),
     }
+
+
+def machine_state(root: Path = Path("/")) -> dict[str, Any]:
+    """What changes while one measures: taken before and after, the difference says what happened in between.
+
+    Clocks of all cores, how often the hardware slowed them down for heat, the time that the hypervisor gave to others
+    (of all cores together) and the load. What a system does not tell is None.
+    """
+    throttled = [
+        int(text)
+        for path in sorted(root.glob("sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count"))
+        if (text := _read(path)) is not None
+    ]
+    clocks = [
+        float(line.partition(":")[2])
+        for line in (_read(root / "proc/cpuinfo") or "").splitlines()
+        if line.startswith("cpu MHz")
+    ]
+    times = (_read(root / "proc/stat") or "").split("\n")[0].split()
+    ticks = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+    return {
+        "clocks_mhz": clocks or None,
+        "throttled": sum(throttled) if throttled else None,
+        "stolen_seconds": int(times[8]) / ticks if len(times) > 8 else None,
+        "load": _load(),
+    }
+
+
+def _gpus() -> list[str]:
+    """Name, driver and memory of NVIDIA GPUs, as ``nvidia-smi`` tells them; none where it is not there."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    asked = [program, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.strip().splitlines() if done.returncode == 0 else []
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmcompress import _gate_graphs as graphs
 from mmcompress._answers import Listen, silent
-from mmcompress._environment import environment_facts
+from mmcompress._environment import environment_facts, machine_state
 from mmcompress._gate_accuracy import Drop, judge_drop, paired_drop
 from mmcompress._gate_decide import CANDIDATE, Rule, holm
 from mmcompress._gate_quality import package_scores
@@ -96,7 +96,7 @@ def run_gate(candidate: Side, baseline: Side, options: Options, listen: Listen =
                 told=lambda rounds, run: listen(f"{_RUNS[run]}: {rounds} rounds", 0, 0),
             )
             _tell_times(sampled, quantities, candidate, rule, outcome)
-    outcome.environment = {**before, "after": environment_facts(options.threads)}
+    outcome.environment = {**before, "state_after": machine_state()}
     _tell_drops(drops, options, outcome, _p_of_times(outcome))
     if any(verdict.status == "failed" for verdict in outcome.verdicts):
         outcome.why = explain(candidate, baseline, options)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mmcompress._answers import Answers, Listen, silent
-from mmcompress._environment import environment_facts
+from mmcompress._environment import environment_facts, machine_state
 from mmcompress.component import digest_json
 from mmcompress.data import Examples
 from mmcompress.errors import InputError
@@ -75,7 +75,8 @@ def measure(
         progress(f"{len(metrics)} metrics of {len(subjects)} subjects", 1, 1)
     rows = [row for metric in metrics for row in found[id(metric)]]
     environment["seconds"] = round(time.time() - started, 1)
-    environment["load_after"] = environment_facts(threads)["load"]
+    environment["state_after"] = machine_state()
+    environment["load_after"] = environment["state_after"]["load"]
     _check_unique(rows)
     return rows, samples, environment
 
@@ -106,10 +107,23 @@ def _check_unique(rows: Sequence[Row]) -> None:
         seen.add(key)
 
 
+def lock_path() -> Path:
+    """Where the machine's measurement lock lies: one place for all users, whatever their ``TMPDIR``.
+
+    In a folder of its own, because Linux keeps users from opening each other's files in a sticky one.
+    """
+    system = Path("/tmp")
+    folder = (system if system.is_dir() else Path(tempfile.gettempdir())) / "mmcompress-locks"
+    folder.mkdir(exist_ok=True)
+    with suppress(PermissionError):  # made by another user, who opened it to all
+        folder.chmod(0o777)
+    return folder / "measure.lock"
+
+
 @contextmanager
 def alone(progress: Listen = silent, path: Path | None = None) -> Iterator[None]:
     """Hold the machine's measurement lock; waits, and says so, while another process measures."""
-    lock = FileLock(path or Path(tempfile.gettempdir()) / "mmcompress-measure.lock", mode=0o666)
+    lock = FileLock(path or lock_path(), mode=0o666)
     try:
         lock.acquire(timeout=0.1)
     except Timeout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 
 from mmcompress import _answers as answering
 from mmcompress._answers import Answers
-from mmcompress._environment import environment_facts
+from mmcompress._environment import environment_facts, machine_state
 from mmcompress.component import digest_json
 from mmcompress.data import Example
 from mmcompress.errors import InputError, StageError
@@ -304,3 +305,19 @@ def test_subjects_have_names_of_their_own() -> None:
     one = Subject("a", "same", "package", "package", "onnxruntime", family, Path("x"))
     with pytest.raises(ValueError, match="names of their own"):
         measure([one, one], [], None, threads=1, seed=0)
+
+
+def test_the_state_of_a_machine_is_read_from_its_files(tmp_path: Path) -> None:
+    for core, count in (("cpu0", 3), ("cpu1", 4)):
+        folder = tmp_path / "sys/devices/system/cpu" / core / "thermal_throttle"
+        folder.mkdir(parents=True)
+        (folder / "core_throttle_count").write_text(f"{count}\n")
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\ncpu MHz\t\t: 2500.5\n\nprocessor\t: 1\ncpu MHz\t\t: 1200\n")
+    (tmp_path / "proc/stat").write_text("cpu  1 2 3 4 5 6 7 250 0 0\n")
+    state = machine_state(tmp_path)
+    assert state["clocks_mhz"] == [2500.5, 1200.0]
+    assert state["throttled"] == 7
+    assert state["stolen_seconds"] == 250 / os.sysconf("SC_CLK_TCK")
+    nothing = machine_state(tmp_path / "absent")
+    assert nothing["clocks_mhz"] is nothing["throttled"] is nothing["stolen_seconds"] is None

@@ -232,6 +232,24 @@ def student_t_tail(t: float, degrees: int) -> float:
     return min(1.0, max(0.0, (1.0 - within) / 2))
 
 
+def process_estimate(values: Floats) -> Estimate:
+    """The geometric mean of positive values of fresh processes [p], with Student's interval on the logarithmic scale.
+
+    Raises:
+        ValueError: fewer than two processes.
+    """
+    if len(values) < 2:
+        raise ValueError("an interval over processes needs at least two")
+    logs = np.log(values)
+    mean, error = float(logs.mean()), float(logs.std(ddof=1)) / math.sqrt(len(logs))
+
+    def interval(alpha: float) -> tuple[float, float]:
+        half = student_t(alpha, len(logs) - 1) * error
+        return math.exp(mean - half), math.exp(mean + half)
+
+    return Estimate(math.exp(mean), len(logs), interval(_TWO_SIDED), interval(_ONE_SIDED))
+
+
 @cache
 def student_t(alpha: float, degrees: int) -> float:
     """Student's t above which ``alpha`` (below one half) of the mass lies."""

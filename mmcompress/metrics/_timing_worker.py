@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -32,6 +34,7 @@ WARM_BLOCK_SECONDS = 0.05
 WARM_SECONDS = 1.5
 STABLE_WITHIN = 0.03
 GRAPH_INPUTS = 8
+COMMANDS = {"warm": "warm", "time": "time", "first": "first", "memory": "memory", "load": "serve_load"}
 
 
 class WaitClock:
@@ -106,6 +109,49 @@ class Worker:
         finally:
             gc.enable()
         return {"engine": engine, "waited": waited, "end_to_end": end_to_end, "end_to_end_waited": self.waited}
+
+    def first(self, request: str, batch: int) -> dict[str, Any]:
+        """One call from end to end, as the first of a process."""
+        return {"ms": self.block(request, batch, 1, scope="end_to_end")[0]}
+
+    def memory(self) -> dict[str, Any]:
+        """The most memory that the process has held so far."""
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+
+    def serve_load(self, request: str, concurrency: int, rate: float, seconds: float) -> dict[str, Any]:
+        """Requests that arrive ``rate`` times per second, whatever the answers do, served by ``concurrency`` threads.
+
+        A response time counts from when its request was due: waiting for a free thread is part of it, so a slow answer does
+        not hide the requests behind it. A rate of 0 sends the next request when an answer is there.
+        """
+        family, processor = self.opened.family, self.opened.processor
+        length = find_request(family.requests, request).length
+        count = len(next(iter(self.values.values())))
+        raw = [self._raw(request, 1, index) for index in range(count)]
+        began, numbers = time.perf_counter(), itertools.count()
+        responses: list[tuple[float, float]] = []
+
+        def answer() -> None:
+            while True:
+                number = next(numbers)
+                due = began + number / rate if rate else time.perf_counter()
+                if due - began >= seconds:
+                    return
+                time.sleep(max(0.0, due - time.perf_counter()))
+                family.answer(self.opened.run, request, processor.encode(raw[number % count]), length)
+                responses.append((due - began, time.perf_counter() - due))
+
+        threads = [threading.Thread(target=answer) for _ in range(concurrency)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        spent = time.perf_counter() - began
+        ms = [round(response * 1000, 4) for _, response in sorted(responses)]
+        return {"ms": ms, "per_s": len(ms) / spent}
 
     def block(self, request: str, batch: int, calls: int, scope: str) -> list[float]:
         """Milliseconds per call: inside the engine for ``engine``, preprocessing and answer for ``end_to_end``."""
@@ -211,8 +257,7 @@ def serve(commands: IO[str], replies: IO[str]) -> None:
     reply({"ready_seconds": time.perf_counter() - started})
     for line in commands:
         command = json.loads(line)
-        do = worker.warm if command.pop("do") == "warm" else worker.time
-        reply(do(**command))
+        reply(getattr(worker, COMMANDS[command.pop("do")])(**command))
 
 
 def main() -> None:
