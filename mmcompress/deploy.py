@@ -294,17 +294,13 @@ def compile(
         "provenance": dict(provenance),
     }
     seal(output, about)
-    facts = {
-        **compiled,
-        "precision": precision,
-        "size_bytes": sum(graph_bytes(path) for path in engines.values()),
-        "probe": None,
-    }
-    if runs_here:
-        with load_package(output) as package:
-            checks = package.check_probe()
-        facts["probe"] = {request: dataclasses.asdict(check) for request, check in checks.items()}
-    return facts
+    facts = {"precision": precision, "coverage": covered, "probe": _probe_checks(output) if runs_here else None}
+    return {**compiled, **facts, "size_bytes": sum(graph_bytes(path) for path in engines.values())}
+
+
+def _probe_checks(package: Path) -> dict[str, JSON]:
+    with load_package(package) as opened:
+        return {request: dataclasses.asdict(check) for request, check in opened.check_probe().items()}
 
 
 def _coverage(

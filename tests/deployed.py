@@ -132,7 +132,7 @@ def package(precision: str = "int8") -> Path:
 
 @cache
 def _package(precision: str) -> Path:
-    graphs = (exported() if precision == "fp32" else quantized())[0]
+    graphs, facts = exported() if precision == "fp32" else quantized()
     path = folder(f"package-{precision}")
     deploy.compile(
         family=model().family,
@@ -144,5 +144,6 @@ def _package(precision: str) -> Path:
         probe=Pictures(16, start=100),
         provenance={"recipe": "test"},
         output=path,
+        asked=facts["graphs"],
     )
     return path

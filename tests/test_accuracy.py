@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import deployed
 import pytest
 
@@ -8,9 +10,11 @@ from mmcompress._accuracy import GraphJudge, Promise, examples_needed
 from mmcompress._fastest import Candidate, decide, interleaved
 from mmcompress.errors import RecipeError
 from mmcompress.metrics.recall_at_k import RecallAtK
+from mmcompress.pipeline import Planner
 from mmcompress.recipe import load_recipe
 from mmcompress.runtimes import Quantize
 from mmcompress.runtimes.onnxruntime import OnnxRuntime
+from mmcompress.store import Store
 from tests.small_recipe import RECIPE, write_teacher
 
 GRAPHS = ("vision_model", "text_model")
@@ -113,7 +117,7 @@ def test_blocks_are_interleaved(monkeypatch):
     order = []
     blocks = interleaved({name: lambda name=name: order.append(name) for name in "ab"}, 0)
     assert {name: len(found) for name, found in blocks.items()} == {"a": 12, "b": 12}
-    changes = sum(first != second for first, second in zip(order, order[1:], strict=False))
+    changes = sum(first != second for first, second in itertools.pairwise(order))
     assert changes >= 6
 
 
@@ -163,3 +167,25 @@ def test_auto_is_refused_for_another_machine(tmp_path):
     (tmp_path / "recipe.yaml").write_text(text.replace("[onnxruntime]", f"[{{onnxruntime: {{for: {other}}}}}]"))
     with pytest.raises(RecipeError, match=f"auto times on this machine, and onnxruntime for {other} cannot run here"):
         load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_auto_ships_what_was_fastest_and_is_found_again(tmp_path):
+    write_teacher(tmp_path / "teacher")
+    quantize = "{precision: auto, max_drop: {recall_at_1: 0.9}, proof: point, calibration_samples: 16}"
+    text = RECIPE.replace("{precision: int8, calibration_samples: 16}", quantize).replace(
+        "demand: {size_ratio: 1.5}", ""
+    )
+    text = text[: text.index("stages:")] + text[text.index("quantize:") :]
+    (tmp_path / "recipe.yaml").write_text(text)
+    planner = Planner(load_recipe(tmp_path / "recipe.yaml"), Store(tmp_path / "store"))
+    plan = planner.plan()
+    package = next(made for made in plan.packages if made.role == "package")
+    manifest = planner.get(package.step).manifest
+    chosen = planner.get(next(step for step in plan.deployment if step.kind == "choose")).manifest["facts"]
+    assert manifest["facts"]["precision"] == chosen["precision"] in ("fp32", "int8")
+    assert set(chosen["candidates"]) == {"fp32", "int8"} and chosen["unbuilt"] == {}
+    assert chosen["candidates"]["int8"]["drop"]["recall_at_1"]["value"] <= 0.9
+    assert all(entry["p50_ms"] > 0 for entry in chosen["candidates"].values())
+    assert chosen["candidates"][chosen["precision"]]["times_the_winner"] == 1.0
+    again = Planner(load_recipe(tmp_path / "recipe.yaml"), Store(tmp_path / "store"))
+    assert again.get(package.step).key == manifest["key"] and again.built == 0

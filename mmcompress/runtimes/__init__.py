@@ -32,6 +32,8 @@ class Scheme:
     """INT32 biases; TensorRT refuses them."""
     float_outputs: tuple[str, ...] = ()
     """Operator types whose outputs stay float: no rounding, and no kernel to undo it before a float operator."""
+    fused_products: bool = False
+    """Products with their bias as one operator of ONNX Runtime's own, in place of Q/DQ around a standard one."""
     tables: TableForm = "cast"
     """How INT8 embedding tables are read: rows, then ``Cast`` and ``Mul``, or ``DequantizeLinear`` before ``Gather``."""
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mmcompress.component import JSON
 from mmcompress.families import Feeds
+from mmcompress.runtimes._fuse import FUSED
 from mmcompress.runtimes._quantize import PRODUCTS, int8_products
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def coverage(graph: Path, asked: Mapping[str, Any], engine: Mapping[str, str] | 
     weights = weight_like(model)
     found = []
     for node in model.graph.node:
-        if node.op_type not in (*PRODUCTS, *ATTENTION):
+        if node.op_type not in (*PRODUCTS, FUSED, *ATTENTION):
             continue
         weighted = node.op_type in ATTENTION or node.input[1] in weights
         runs = "unknown" if engine is None else engine.get(node.name, "float")
@@ -117,7 +118,7 @@ def product_macs(model: onnx.ModelProto, feeds: Feeds) -> dict[str, int]:
     """Multiply-accumulates of MatMul, Gemm and Conv by name, from the shapes of one run."""
     from mmcompress.runtimes._calibrate import session_with_outputs
 
-    nodes = [node for node in model.graph.node if node.op_type in PRODUCTS]
+    nodes = [node for node in model.graph.node if node.op_type in (*PRODUCTS, FUSED, "Attention")]
     constants = {value.name: tuple(value.dims) for value in model.graph.initializer}
     given = {value.name for value in model.graph.input}
     wanted = list(dict.fromkeys(name for node in nodes for name in (node.input[0], node.input[1], node.output[0])))
@@ -132,6 +133,8 @@ def product_macs(model: onnx.ModelProto, feeds: Feeds) -> dict[str, int]:
 def _macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
     left, right, output = (shapes[name] for name in (node.input[0], node.input[1], node.output[0]))
     size = int(np.prod(output))
+    if node.op_type == "Attention":  # the product with the weights of query, key and value, which stand side by side
+        return int(np.prod(left)) * int(right[1])
     if node.op_type == "Conv":
         return size * int(np.prod(right[1:]))
     transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
@@ -140,7 +143,7 @@ def _macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 # --- what engines run ----------------------------------------------------------------------------------------------
 
-_INT8_KERNELS = ("QLinearMatMul", "MatMulIntegerToFloat", "QGemm", "QLinearConv", "DynamicQuantizeMatMul", "QAttention")
+_INT8_KERNELS = ("QLinearMatMul", FUSED, "QGemm", "QLinearConv", "DynamicQuantizeMatMul", "QAttention")
 _ADDED = re.compile(r"(_token_\d+|/\w+/)$")
 """What ONNX Runtime adds to the name of an operator that it replaces."""
 
@@ -172,7 +175,7 @@ def openvino_engine(compiled: Any) -> dict[str, str]:
         info = operation.get_rt_info()
         precision = str(info["runtimePrecision"].astype(str)) if "runtimePrecision" in info else ""
         origins = str(info["originalLayersNames"].astype(str)) if "originalLayersNames" in info else ""
-        for name in filter(None, origins.split(",")):
+        for name in (origin.partition("/Dequantization")[0] for origin in origins.split(",")):
             if precision in ("i8", "u8") or name not in found:
                 found[name] = "int8" if precision in ("i8", "u8") else "float"
     return found

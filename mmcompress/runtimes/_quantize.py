@@ -14,6 +14,7 @@ from mmcompress.families import Feeds
 from mmcompress.runtimes import Scheme
 from mmcompress.runtimes._axes import Bounds, read_bounds, write_bounds
 from mmcompress.runtimes._calibrate import Statistics, observe
+from mmcompress.runtimes._fuse import FUSED, fuse_products
 from mmcompress.runtimes._histogram import Calibrator, range_of
 from mmcompress.runtimes._smooth import correct_biases, smooth
 from mmcompress.runtimes._tables import quantize_tables
@@ -147,13 +148,15 @@ def write_int8(calibrated: Calibrated, output: Path, scheme: Scheme, choice: Cho
     quantized = onnx.load(output)
     _strip(quantized)
     write_bounds(quantized, calibrated.bounds)
-    onnx.save(quantized, output)
     int8 = int8_products(quantized)
     missing = sorted(set(chosen) - int8)
     if missing:
         raise StageError(
             f"{calibrated.name}: the quantizer left {len(missing)} operators in float: {', '.join(missing)}"
         )
+    if scheme.fused_products:
+        fuse_products(quantized)
+    onnx.save(quantized, output)
     return {
         "int8": chosen,
         "float": [name for name in weighted if name not in int8],
@@ -217,9 +220,13 @@ def _quantize_static(
 
 
 def int8_products(model: onnx.ModelProto) -> set[str]:
-    """Names of the products both of whose factors are dequantized."""
+    """Names of the products both of whose factors are dequantized, or that take them in INT8."""
     dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    return {node.name for node in model.graph.node if node.op_type in PRODUCTS and dequantized >= set(node.input[:2])}
+    return {
+        node.name
+        for node in model.graph.node
+        if node.op_type == FUSED or (node.op_type in PRODUCTS and dequantized >= set(node.input[:2]))
+    }
 
 
 def _strip(model: onnx.ModelProto) -> None:

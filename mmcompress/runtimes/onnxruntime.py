@@ -56,6 +56,7 @@ class OnnxRuntime(Runtime):
             reduce_range=machine in ("x86-avx512", "x86-avx2", "x86"),
             operators=("MatMul", "Gemm", "Conv"),
             float_outputs=("MatMul", "Gemm"),
+            fused_products=machine.startswith("x86"),
         )
 
     def engine_precisions(self, folder: Path, graph: str) -> Mapping[str, str]:

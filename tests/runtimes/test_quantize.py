@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import time
 import tracemalloc
 
@@ -11,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mmcompress.errors import StageError
 from mmcompress.runtimes._calibrate import observe
 from mmcompress.runtimes._histogram import BINS, Histogram, range_of
-from mmcompress.runtimes._quantize import Choice, calibrate, quantize_graph, write_int8
+from mmcompress.runtimes._quantize import Choice, calibrate, int8_products, quantize_graph, write_int8
 from mmcompress.runtimes._smooth import correct_biases, rounded, smooth, smoothing_scales
 from mmcompress.runtimes.onnxruntime import OnnxRuntime
 
@@ -214,3 +215,18 @@ def test_entropy_is_quick_enough_for_a_large_model():
         histogram.add(values)
     range_of(histogram, "entropy")
     assert time.process_time() - started < 5 * 0.1 + 0.5
+
+
+def test_products_take_their_bias_in_and_answer_the_same(tmp_path):
+    onnx.save(small_graph(), tmp_path / "small.onnx")
+    apart = dataclasses.replace(SCHEME, fused_products=False)
+    for name, scheme in (("apart", apart), ("fused", SCHEME)):
+        quantize_graph(tmp_path / "small.onnx", tmp_path / f"{name}.onnx", scheme, feeds())
+    model = onnx.load(tmp_path / "fused.onnx")
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("MatMulIntegerToFloat") == 2 and kinds.count("Add") == 1, "the sum stays, the bias goes"
+    assert "DequantizeLinear" not in kinds and int8_products(model) == {"first", "second"}
+    apart_answer, fused_answer = (
+        run(onnx.load(tmp_path / f"{name}.onnx"), feeds(1, seed=9)[0]) for name in ("apart", "fused")
+    )
+    assert np.abs(apart_answer - fused_answer).max() < 1e-5
