@@ -28,11 +28,11 @@ from mmcompress.package import (
     runtime_fields,
 )
 from mmcompress.runtimes import Runtime, facts_of
+from mmcompress.runtimes._tensorrt import telling
+from mmcompress.runtimes._tensorrt_runtime import GRAPHS
 from mmcompress.store import write_json
 
 Listen = Callable[[str, int, int], None]
-GRAPHS = "graphs"
-"""Where a package that cannot run where it was built keeps its ONNX graphs."""
 LOST_AGREEMENT = 0.01
 """Of the mean agreement with the teacher on the probe examples: an engine that loses more than this is not taken."""
 P50 = "latency_ms_p50"
@@ -242,7 +242,8 @@ def _try(work: _Work, precision: str, runtime: Runtime, graphs: Mapping[str, Pat
     listen(f"building {runtime.component_name()} in {precision}", 0, 0)
     folder = work.parent / precision
     try:
-        _assemble(work, precision, runtime, graphs, folder)
+        with telling(listen):
+            _assemble(work, precision, runtime, graphs, folder)
     except (StageError, InputError) as error:
         return Tried(precision, None, f"does not build: {error}")
     if not work.runs_here:

@@ -49,10 +49,14 @@ class RecipeError(UsageError):
 
 
 class MissingExtra(UsageError):
-    """A library is not installed; the message names the extra that brings it."""
+    """A library is not installed; the message names the extra that brings it, or how else to get it."""
 
-    def __init__(self, library: str, extra: str) -> None:
-        super().__init__(f"{library} is not installed.\n  Install it with: pip install 'mmcompress[{extra}]'")
+    def __init__(self, library: str, extra: str, how: str = "") -> None:
+        super().__init__(f"{library} is not installed.\n  {how or f'Install it with: pip install {_quoted(extra)}'}")
+
+
+def _quoted(extra: str) -> str:
+    return f"'mmcompress[{extra}]'"
 
 
 class StageError(MmcompressError):

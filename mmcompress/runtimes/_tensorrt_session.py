@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,27 +12,40 @@ import numpy as np
 
 from mmcompress.errors import InputError, StageError, require
 from mmcompress.families import Feeds
+from mmcompress.runtimes._tensorrt import make_logger
+
+Profile = Mapping[str, Sequence[Sequence[int]]]
+"""The smallest, the optimised and the largest shape of each input by name."""
 
 
 class TensorRtSession:
     """Loaded engines by graph name. Each call that runs has an execution context and a stream of its own."""
 
-    def __init__(self, trt: ModuleType, engines: Mapping[str, Path]) -> None:
+    def __init__(self, trt: ModuleType, engines: Mapping[str, Path], profiles: Mapping[str, Profile]) -> None:
         self._trt = trt
-        self._cuda = require("cuda.bindings.runtime", "tensorrt-rtx")
-        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        self._engines = {name: self._load(path) for name, path in engines.items()}
+        self._cuda = require("cuda.bindings.runtime", trt.__name__.replace("_", "-"))
+        self._logger = make_logger(trt)
+        self._runtime = trt.Runtime(self._logger)
+        self._engines = {name: self._load(path, profiles[name]) for name, path in engines.items()}
         self._idle: dict[str, deque[tuple[Any, Any]]] = {name: deque() for name in engines}
 
-    def _load(self, path: Path) -> Any:
+    def _load(self, path: Path, profile: Profile) -> Any:
         if not path.is_file():
             raise InputError(f"{path}: no such file\n  Copy the package again, or build it again.")
         engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
             raise InputError(
-                f"{path}: {self._trt.__name__} {self._trt.__version__} cannot load the engine on this GPU\n"
+                f"{path}: {self._trt.__name__} {self._trt.__version__} cannot load the engine on this GPU:"
+                f" {self._logger.last()}\n"
                 "  Build the package again on this machine, or for its class and version."
             )
+        for name, told in profile.items():
+            built = [list(shape) for shape in engine.get_tensor_profile_shape(name, 0)]
+            if built != [list(shape) for shape in told]:
+                raise InputError(
+                    f"{path}: the engine takes {name} of shapes {built}, and the package says {list(told)}\n"
+                    "  Build the package again: engine and manifest are of different builds."
+                )
         return engine
 
     def run(self, graph: str, feeds: Feeds) -> Feeds:
