@@ -106,6 +106,33 @@ def predict(package: Path, image: tuple[Path, ...], text: tuple[str, ...], threa
                 click.echo(json.dumps({"input": name, "embedding": [round(float(v), 6) for v in row]}))
 
 
+@cli.command()
+@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--before", type=click.Path(exists=True, file_okay=False, path_type=Path), help="The model that it was cut from."
+)
+@click.option("--family", help="The model folder's family, where several could load it.")
+@click.option("--store", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Draw it as a page here.")
+def inspect(model: Path, before: Path | None, family: str | None, store: Path | None, out: Path | None) -> None:
+    """Show what a model, a package or a run is made of: heads, widths, parameters, MACs, milliseconds per block.
+
+    \b
+    Example:
+      mmcompress inspect runs/quickstart/latest --out structure.html
+    """
+    from mmcompress.inspect import inspect as read
+    from mmcompress.inspect import lines, page
+    from mmcompress.store import Store, default_store
+
+    after, start = read(model, Store(store or default_store()), before, family)
+    click.echo("\n".join(lines(after, start)))
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page(after, start), encoding="utf-8")
+        click.echo(f"page: {out}")
+
+
 @cli.command(name="list")
 @click.argument("kind", required=False, type=click.Choice(component.KINDS))
 def list_components(kind: str | None) -> None:
