@@ -324,6 +324,23 @@ def _compare_reports(candidate: Report, baseline: Report, options: Options, outc
     if not outcome.verdicts:
         raise InputError("the reports have nothing in common that can be compared\n" + "\n".join(outcome.notes))
     outcome.environment = {name: candidate.environment.get(name) for name in MACHINE}
+    if any(verdict.status == "failed" for verdict in outcome.verdicts):
+        outcome.why = _explain_reports(candidate, baseline)
+
+
+def _explain_reports(candidate: Report, baseline: Report) -> list[str]:
+    """What differs of the steps' own facts (blocks that were cut, operators in INT8), the recipes and the libraries."""
+    import yaml
+
+    pairs = {
+        "steps": [{step.name: dict(step.facts) for step in side.steps} for side in (baseline, candidate)],
+        "recipe": [yaml.safe_load(side.recipe) or {} for side in (baseline, candidate)],
+        "libraries": [side.environment.get("libraries", {}) for side in (baseline, candidate)],
+    }
+    return [
+        f"{name}: " + ("; ".join(graphs.differing(old, new)[:3]) or "nothing differs")
+        for name, (old, new) in pairs.items()
+    ]
 
 
 def _package_rows(report: Report, target: str) -> list[Row]:

@@ -34,6 +34,7 @@ Quantities = Mapping[str, tuple[Job, str]]
 BLOCK_SECONDS = 0.05
 VISITS = 3
 """There and back over the sides, in each round."""
+SLOW_ROUND_SECONDS = 15.0
 LEAST_DEVIATION = 0.003
 """Between processes, of the quietest machines: what a budget is held against before anything is measured."""
 PILOT_BELOW, PILOT_ROUNDS = 0.02, 4
@@ -57,7 +58,7 @@ class Recorder:
         self.jobs, self.threads, self.seed = jobs, threads, seed
         self.chance = random.Random(seed)
         self.calls: dict[tuple[str, Job], int] = {}
-        self.rounds = 0
+        self.rounds, self.visits = 0, VISITS
 
     def __call__(self) -> Sequence[Block]:
         """One round.
@@ -66,12 +67,15 @@ class Recorder:
             InputError: a side does not load on this machine.
         """
         absent: dict[str, str] = {}
-        plan = Plan(1, VISITS, BLOCK_SECONDS, self.seed)
+        plan = Plan(1, self.visits, BLOCK_SECONDS, self.seed)
+        started = time.monotonic()
         blocks = time_processes(self.sides, self.jobs, self.threads, plan, self.rounds, self.chance, self.calls, absent)
         if absent:
             name, reason = next(iter(absent.items()))
             raise InputError(f"the {name} does not load on this machine: {reason}")
         self.rounds += 1
+        if time.monotonic() - started > SLOW_ROUND_SECONDS:
+            self.visits = 1  # more processes tell more than more blocks of the same ones
         return blocks
 
 
