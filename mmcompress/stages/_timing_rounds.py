@@ -33,10 +33,10 @@ class Timed:
 
 
 def time_in_turn(sides: Sequence[Timed], rounds: int = ROUNDS, seed: int = 0) -> dict[tuple[str, str], float]:
-    """The median milliseconds of each graph, by name and graph.
+    """The milliseconds of a call of each graph, by name and graph: the lower quartile over rounds of a round's fastest call.
 
-    Each round visits all in a new order; calls that only warm the caches are not counted. A round that was slower than
-    the others by one factor for all (another process, the clock) is scaled back by the median of its ratios.
+    Each round visits all in a new order; calls that only warm the caches are not counted. Other processes only add time,
+    so the fast calls tell most of the graph itself.
     """
     chance = random.Random(seed)
     found = np.zeros((rounds, len(sides)))
@@ -51,10 +51,8 @@ def time_in_turn(sides: Sequence[Timed], rounds: int = ROUNDS, seed: int = 0) ->
             for index in order:
                 for _ in range(SETTLE):
                     sides[index].milliseconds()
-                found[number, index] = float(np.median([sides[index].milliseconds() for _ in range(CALLS)]))
+                found[number, index] = min(sides[index].milliseconds() for _ in range(CALLS))
     finally:
         gc.enable()
-    typical = np.median(found, axis=0)
-    drift = np.median(found / typical, axis=1, keepdims=True)
-    medians = np.median(found / drift, axis=0)
-    return {(side.name, side.graph): float(value) for side, value in zip(sides, medians, strict=True)}
+    quartiles = np.quantile(found, 0.25, axis=0)
+    return {(side.name, side.graph): float(value) for side, value in zip(sides, quartiles, strict=True)}
