@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +68,27 @@ def _compile(
 _command = click.command(name="compile")(_compile)
 _command.params[:0] = _OF_RECIPE.params
 cli.commands["compile"] = _command
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
+def doctor(as_json: bool) -> None:
+    """Try what is installed: every runtime runs a tiny graph; what is broken or absent comes with its repair.
+
+    Exits with 0 where all that is installed works, else with 1.
+
+    \b
+    Example:
+      mmcompress doctor
+    """
+    from mmcompress.doctor import examine, healthy
+
+    checks = examine()
+    if as_json:
+        click.echo(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        for check in checks:
+            click.echo(f"{check.status:<8} {check.name:<15} {check.detail}")
+            if check.repair:
+                click.echo("\n".join(f"{'':<24} {line.strip()}" for line in check.repair.splitlines()))
+    sys.exit(0 if healthy(checks) else 1)

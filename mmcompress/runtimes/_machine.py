@@ -62,3 +62,11 @@ def _driver() -> ctypes.CDLL | None:
         except OSError:
             continue
     return None
+
+
+def driver_cuda() -> tuple[int, int] | None:
+    """The newest CUDA that the installed NVIDIA driver runs, as (major, minor); None without a driver."""
+    driver, version = _driver(), ctypes.c_int()
+    if driver is None or driver.cuDriverGetVersion(ctypes.byref(version)):
+        return None
+    return version.value // 1000, version.value % 1000 // 10
