@@ -66,5 +66,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	@echo "installing what tests and checks need into $(VENV)"
-	@$(INSTALL) --editable '.[compress,cpu,openvino,tensorrt-rtx,audio,data,test,lint]'
+	@$(INSTALL) --editable '.[compress,cpu,openvino,tensorrt-rtx,audio,tracking,lora,data,test,lint]'
 	@touch $@

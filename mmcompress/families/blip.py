@@ -155,6 +155,12 @@ class Blip(TransformersFamily):
         matching = cross_entropy(outputs["fusion.logits"], fits(batch))
         return weights.contrastive * contrastive + weights.matching * matching
 
+    def task_count(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Tokens that count, or examples; None where pairs are compared with each other."""
+        if self.task in ("caption", "vqa"):
+            return (batch["labels"] >= 0).sum()
+        return batch["label"].new_tensor(len(batch["label"])) if self.task == "match" else None
+
     def task_needs(self) -> frozenset[str]:
         """What :meth:`task_loss` reads, by the task."""
         if self.task in ("caption", "vqa"):

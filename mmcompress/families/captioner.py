@@ -81,6 +81,10 @@ class Captioner(TransformersFamily):
 
         return token_loss(outputs["decoder.logits"], batch["labels"])
 
+    def task_count(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Tokens that count."""
+        return (batch["labels"] >= 0).sum()
+
     def task_needs(self) -> frozenset[str]:
         """The logits."""
         return frozenset({"decoder.logits"})

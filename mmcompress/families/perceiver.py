@@ -129,6 +129,10 @@ class Perceiver(TransformersFamily):
 
         return cross_entropy(outputs["fusion.logits"].float(), batch["labels"])
 
+    def task_count(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Examples."""
+        return batch["labels"].new_tensor(len(batch["labels"]))
+
     def task_needs(self) -> frozenset[str]:
         """The logits."""
         return frozenset({"fusion.logits"})

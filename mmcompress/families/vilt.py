@@ -153,6 +153,12 @@ class Vilt(Family):
 
         return task_loss(outputs, batch, self.task)
 
+    def task_count(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Hidden words, or examples; None where texts of the batch are candidates."""
+        if self.task == "mlm":
+            return (batch["labels"] >= 0).sum()
+        return None if self.task == "retrieval" else batch["labels"].new_tensor(float(len(batch["labels"])))
+
     def task_needs(self) -> frozenset[str]:
         """The logits."""
         return frozenset({"text.logits" if self.task == "mlm" else "fusion.logits"})

@@ -144,6 +144,10 @@ class Wav2vec2(Family):
 
         return task_loss(outputs, batch)
 
+    def task_count(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Examples."""
+        return batch["labels"].new_tensor(len(batch["labels"]))
+
     def task_needs(self) -> frozenset[str]:
         """The logits, and the mask where they are per frame."""
         return frozenset({"encoder.logits"} if self.task == "classify" else {"encoder.logits", "encoder.mask"})

@@ -130,6 +130,10 @@ class Whisper(Family):
 
         return token_loss(outputs["decoder.logits"], batch["labels"])
 
+    def task_count(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Tokens that count."""
+        return (batch["labels"] >= 0).sum()
+
     def task_needs(self) -> frozenset[str]:
         """The decoder's logits."""
         return frozenset({"decoder.logits"})

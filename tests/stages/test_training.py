@@ -284,8 +284,42 @@ def test_divergence_names_the_step_and_the_last_checkpoint(tmp_path: Path, monke
         return original(self, outputs, batch) * (float("nan") if calls == 6 else 1.0)
 
     monkeypatch.setattr(type(model.family), "task_loss", failing)
-    with pytest.raises(StageError, match=r"step 6 of 8(.|\n)*checkpoint-4"):
+    with pytest.raises(
+        StageError, match=r"step 6 of 8(.|\n)*The batch: examples \S+, \S+, \S+, \S+ and 28 more(.|\n)*checkpoint-4"
+    ):
         Finetune(steps=8, batch_size=32, checkpoints=2).run(stage_input(tmp_path, model=model))
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training_before_it_is_applied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_model(tmp_path / "model")
+    original = type(model.family).task_loss
+
+    def steep(self: Any, outputs: Any, batch: Any) -> Any:
+        loss = original(self, outputs, batch)
+        return loss + (loss.detach() - loss) ** 2 + torch.sqrt((loss.detach() - loss).abs())
+
+    monkeypatch.setattr(type(model.family), "task_loss", steep)
+    with pytest.raises(StageError, match=r"the gradient is not finite at step 1 of 2(.|\n)*checkpoint is none"):
+        Finetune(steps=2, batch_size=32).run(stage_input(tmp_path, model=model))
+
+
+def test_scalars_are_written_where_they_are_asked_for(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    model = write_model(tmp_path / "model")
+    given = stage_input(tmp_path, model=model, track=tmp_path / "scalars")
+    facts = Finetune(steps=3, batch_size=16, evaluations=1).run(given)
+    read = accumulator.EventAccumulator(str(tmp_path / "scalars"))
+    read.Reload()
+    train = {"train/loss", "train/task", "train/learning_rate", "train/gradient_norm", "speed/examples_per_second"}
+    names = set(read.Tags()["scalars"])
+    assert names == train | {"validation/loss", "validation/task", "validation/retrieval"}
+    assert {name: [item.step for item in read.Scalars(name)] for name in train} == {name: [1, 2, 3] for name in train}
+    losses = [item.value for item in read.Scalars("train/loss")]
+    assert sum(losses) / 3 == pytest.approx(facts["losses"]["loss"], rel=1e-5)
+    Finetune(steps=1, batch_size=16).run(stage_input(tmp_path, "untracked", model=model))
+    assert not list((tmp_path / "untracked").rglob("*tfevents*"))
 
 
 def test_evaluations_without_validation_data(tmp_path: Path) -> None:
