@@ -19,7 +19,7 @@ from mmcompress import _processes, deploy
 from mmcompress._accuracy import promise_identity, promise_of
 from mmcompress._fastest import choose_step
 from mmcompress._steps import ModelStep, PackageStep, Plan, provenance_of, renamed
-from mmcompress.component import library_versions
+from mmcompress.component import digest_path, library_versions
 from mmcompress.data import Examples
 from mmcompress.data._splits import subset
 from mmcompress.errors import StageError
@@ -27,7 +27,7 @@ from mmcompress.families import Family
 from mmcompress.families._adapters import write_model
 from mmcompress.metrics import Role, Subject
 from mmcompress.package import family_fields
-from mmcompress.recipe import FromRecipe, Recipe, load_recipe
+from mmcompress.recipe import FromAnswers, FromRecipe, Recipe, load_recipe
 from mmcompress.runtimes import AskedPrecision, Runtime
 from mmcompress.splits import Splits
 from mmcompress.stages import Model, Stage, StageInput
@@ -65,6 +65,8 @@ class Planner:
 
     def plan(self) -> Plan:
         """All steps of the recipe."""
+        if isinstance(self.recipe.teacher, FromAnswers):
+            return self._plan_without_teacher()
         start = self._teacher()
         chain = self._chain(self.recipe.stages, start, "student", "stages")
         teacher = start or chain[0]
@@ -91,10 +93,27 @@ class Planner:
                 deployment.update({part.key: part for part in parts})
         return Plan((teacher, *baselines, *students), tuple(packages.values()), tuple(deployment.values()))
 
+    def _plan_without_teacher(self) -> Plan:
+        """The steps of a recipe whose teacher is a file of answers: nothing is measured of it, nor compared with it."""
+        students = self._chain(self.recipe.stages, None, "student", "stages")
+        baselines = [
+            renamed(self._chain(stages, None, "baseline", f"baselines.{name}")[-1], "baseline", name)
+            for name, stages in self.recipe.baselines.items()
+        ]
+        packages: dict[str, PackageStep] = {}
+        deployment: dict[str, Step] = {}
+        for target in self.recipe.targets:
+            precision = (target.quantize or self.recipe.quantize).precision
+            package, parts = self._package(students[-1], students[-1], target, precision, "package")
+            packages.setdefault(package.step.key, package)
+            deployment.update({part.key: part for part in parts})
+        return Plan((*baselines, *students), tuple(packages.values()), tuple(deployment.values()))
+
     # --- models ---
 
     def _teacher(self) -> ModelStep | None:
-        return None if self.recipe.teacher is None else self._source(self.recipe.teacher)
+        source = self.recipe.teacher
+        return None if source is None or isinstance(source, FromAnswers) else self._source(source)
 
     def _source(self, source: Family | FromRecipe) -> ModelStep:
         """A checkpoint as a model folder, or the last model of another recipe."""
@@ -134,11 +153,13 @@ class Planner:
         kind = stage.component_name()
         family = stage.result_family(previous.family if previous is not None else None)
         others = [self._source(source) for source in stage.further_teachers()]
+        answers = self.recipe.teacher.answers if isinstance(self.recipe.teacher, FromAnswers) else None
 
         def build(output: Path, work: Path) -> Mapping[str, Any]:
             given = StageInput(
                 model=self._model(previous),
                 teacher=self._model(teacher),
+                answers=answers,
                 train=self.splits.train,
                 validation=self.splits.validation,
                 seed=self.recipe.seed,
@@ -163,6 +184,7 @@ class Planner:
             "seed": self.recipe.seed,
             "environment": dict(stage.environment()),
             **({"teachers": [one.step.key for one in others]} if others else {}),
+            **({"answers": digest_path(answers)} if answers is not None else {}),
         }
         return ModelStep(Step(kind, where, identity, build, together=True), family, role, where, kind)
 

@@ -37,13 +37,23 @@ class FromRecipe(_Model):
     recipe: RecipePath
 
 
-def _parse_or(kind: str, alternative: type[_Model], key: str) -> BeforeValidator:
-    """A component of a kind, or ``{key: ...}`` for the alternative."""
+class FromAnswers(_Model):
+    """What another system answered about the examples: a teacher without a model."""
+
+    answers: RecipePath
+    """A file as :mod:`mmcompress.stages._answers` reads it."""
+
+
+def _parse_or(kind: str, **alternatives: type[_Model]) -> BeforeValidator:
+    """A component of a kind, or ``{key: ...}`` for one of the alternatives, by its key."""
 
     def validate(value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, Mapping) and key in value:
-            return alternative.model_validate(value, context=info.context)
-        return value if isinstance(value, alternative) else parse(kind, value, info.context)
+        for key, alternative in alternatives.items():
+            if isinstance(value, alternative):
+                return value
+            if isinstance(value, Mapping) and key in value:
+                return alternative.model_validate(value, context=info.context)
+        return parse(kind, value, info.context)
 
     return BeforeValidator(validate)
 
@@ -56,7 +66,7 @@ class Data(_Model):
     """The three splits, which share no example."""
 
     train: AnyDataset
-    validation: Annotated[Any, _parse_or("data", FromTrain, "from_train"), PlainSerializer(_dump_either)] | None = None
+    validation: Annotated[Any, _parse_or("data", from_train=FromTrain), PlainSerializer(_dump_either)] | None = None
     test: AnyDataset | None = None
 
 
@@ -73,8 +83,12 @@ class Recipe(_Model):
     version: Literal[1]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(0, ge=0, lt=2**31)
-    teacher: Annotated[Any, _parse_or("families", FromRecipe, "recipe"), PlainSerializer(_dump_either)] | None = None
-    """A checkpoint, or another recipe's last model. Without one, the first stage makes the teacher."""
+    teacher: (
+        Annotated[Any, _parse_or("families", recipe=FromRecipe, answers=FromAnswers), PlainSerializer(_dump_either)]
+        | None
+    ) = None
+    """A checkpoint, another recipe's last model, or a file of another system's answers, which nothing is compared with.
+    Without one, the first stage makes the teacher."""
     data: Data
     stages: tuple[AnyStage, ...] = ()
     baselines: Mapping[str, tuple[AnyStage, ...]] = Field(default_factory=dict)
@@ -175,10 +189,18 @@ def _inside(annotation: Any, metadata: list[Any]) -> tuple[type[BaseModel] | Non
 
 
 def first_family(recipe: Recipe) -> Family | None:
-    """The family of the teacher; None where the first stage makes it."""
+    """The family of the teacher; None where the first stage makes it, or it has no model."""
     if isinstance(recipe.teacher, FromRecipe):
         return last_family(load_recipe(recipe.teacher.recipe))
     return recipe.teacher if isinstance(recipe.teacher, Family) else None
+
+
+def answering_teacher(recipe: Recipe) -> Family | None:
+    """What stands for a teacher that is a file of answers."""
+    from mmcompress.stages._answers import AnsweringTeacher
+
+    source = recipe.teacher
+    return AnsweringTeacher(path=source.answers) if isinstance(source, FromAnswers) else None
 
 
 def last_family(recipe: Recipe) -> Family:
@@ -198,6 +220,7 @@ def impossible(recipe: Recipe) -> list[tuple[tuple[str | int, ...], str]]:
 
     problems: list[tuple[tuple[str | int, ...], str]] = []
     teacher = first_family(recipe)
+    answering = answering_teacher(recipe)
     if teacher is None and not recipe.stages:
         return [((), "expected a `teacher`, or a first stage that makes one")]
     if recipe.measure.metrics and recipe.data.test is None and any(m.needs() for m in recipe.measure.metrics):
@@ -208,7 +231,7 @@ def impossible(recipe: Recipe) -> list[tuple[tuple[str | int, ...], str]]:
     for where, stages in chains:
         family = teacher
         for index, stage in enumerate(stages):
-            found = stage.problems(family, teacher if teacher is not None else family)
+            found = stage.problems(family, answering or (teacher if teacher is not None else family))
             name = stage.component_name()
             problems += [((*where, index, name, *location), message) for location, message in found]
             if found:

@@ -18,7 +18,7 @@ from mmcompress.errors import InputError, StageError, UsageError
 from mmcompress.measure import Samples, measure
 from mmcompress.metrics import Metric, Row, Subject
 from mmcompress.pipeline import Built, Listen, Planner, build, silent
-from mmcompress.recipe import Recipe, dump_recipe, load_recipe
+from mmcompress.recipe import FromAnswers, Recipe, dump_recipe, load_recipe
 from mmcompress.runtimes import Quantize
 from mmcompress.store import MANIFEST, Store, default_store, write_json
 
@@ -103,7 +103,7 @@ def _run(
         environment=environment,
         recipe_text=dump_recipe(recipe),
         verdicts=verdicts,
-        notes=_notes(built),
+        notes=[*_notes(built), *_without_teacher(recipe)],
         steps=[
             report.StepFacts(name, made["kind"], made["seconds"], made["facts"])
             for name, made in built.manifests.items()
@@ -138,6 +138,15 @@ def _notes(built: Built) -> list[str]:
         if examples is not None:
             notes += [f"{name}: {count} {reason}" for reason, count in examples.notes.items()]
     return notes
+
+
+def _without_teacher(recipe: Recipe) -> list[str]:
+    if not isinstance(recipe.teacher, FromAnswers):
+        return []
+    return [
+        f"the teacher is a file of answers ({recipe.teacher.answers.name}): without its model it has no rows here, and"
+        " nothing is relative to it"
+    ]
 
 
 def new_run_folder(runs: Path, recipe: Recipe, started: str) -> Path:

@@ -35,6 +35,8 @@ class StageInput:
     """Private, kept when the process is killed, deleted once the stage has finished: checkpoints lie here."""
     cache: Path
     """Private to this user, shared between stages: stored teacher outputs lie here, each under its own key."""
+    answers: Path | None = None
+    """A file of another system's answers, which stand for a teacher's."""
     teacher_key: str = ""
     """The key of the teacher's artifact, for what is stored under it."""
     train_identity: JSON = None

@@ -141,6 +141,10 @@ class Feeding:
         asked: Asked | None,
         augment: Augment,
     ) -> dict[str, Any]:
+        if self.given.answers is not None and self.asks:
+            from mmcompress.stages._answers import matched
+
+            return {"stored": matched(self.given.answers, own, self.asks)}
         if teacher is None or asked is None:
             return {}
         other = self._encode(split, teacher.model, self.asks)

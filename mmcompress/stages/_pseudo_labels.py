@@ -31,6 +31,7 @@ from mmcompress.data import Example, Examples
 from mmcompress.errors import StageError
 from mmcompress.families import Family, Feeds
 from mmcompress.stages import Model, StageInput
+from mmcompress.stages._answers import read_answers
 
 Labels = Literal["data", "teacher"]
 TARGETS = ("texts", "answers")
@@ -91,6 +92,31 @@ def with_teacher_labels(given: StageInput, rules: LabelFilter) -> tuple[StageInp
             f"labels: teacher: none of the {len(records)} texts passed the filter ({dict(dropped)})\n  Loosen label_filter."
         )
     labelled = Labelled(given.train, column, [records[index]["text"] for index in kept], kept)
+    identity = {"data": given.train_identity, "labels": key, "filter": rules.model_dump(mode="json")}
+    facts = {"kept": len(kept), "dropped": dict(sorted(dropped.items())), "key": key}
+    return replace(given, train=labelled, train_identity=identity), facts
+
+
+def with_given_labels(
+    given: StageInput, answers: Path, student: Family, rules: LabelFilter
+) -> tuple[StageInput, dict[str, JSON]]:
+    """:func:`with_teacher_labels` with the texts of a file of answers.
+
+    Raises:
+        InputError: examples without an answer.
+        StageError: no example is left.
+    """
+    column = target_of(student)
+    found = read_answers(answers)
+    assert column is not None and found.texts is not None
+    texts = [found.texts[row] for row in found.rows(given.train.ids)]
+    failed = [reason(rules, text) for text in texts]
+    kept = [index for index, why in enumerate(failed) if why is None]
+    dropped = Counter(why for why in failed if why is not None)
+    if not kept:
+        raise StageError(f"labels: teacher: none of the {len(texts)} texts passed the filter ({dict(dropped)})")
+    labelled = Labelled(given.train, column, [texts[index] for index in kept], kept)
+    key = digest_path(answers)
     identity = {"data": given.train_identity, "labels": key, "filter": rules.model_dump(mode="json")}
     facts = {"kept": len(kept), "dropped": dict(sorted(dropped.items())), "key": key}
     return replace(given, train=labelled, train_identity=identity), facts

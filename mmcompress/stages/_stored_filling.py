@@ -42,6 +42,7 @@ def fill(teacher: Asked, data: Encoded, kept: Mapping[str, Kept], augment: Augme
     """
     rows = next(iter(kept.values())).rows
     for name, output in kept.items():
+        output.shards.tidy()
         output.shards.refresh()
         for path in output.shards.damaged:
             tell(f"{path} is not as it was written: asking the teacher for its {name} again", 0, 0)

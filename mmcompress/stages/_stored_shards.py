@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ KEY_BYTES = 16
 KEY = np.dtype(f"V{KEY_BYTES}")
 Keys = NDArray[np.void]
 """One key per row, [n]: the start of a SHA-256."""
+ABANDONED_SECONDS = 3600.0
+"""Nobody takes that long to write a shard."""
 _ALIGNED = 64
 _CHECKED: set[tuple[str, int, int]] = set()
 """Files whose digest this process has checked, by path, size and time of change."""
@@ -83,6 +86,12 @@ class Shards:
         arrays["keys"] = np.asarray(arrays["keys"]).view(KEY).reshape(-1)
         return Shard(path, about["rows"], arrays)
 
+    def tidy(self) -> None:
+        """Remove what killed processes left half-written, once nobody can be writing it any more."""
+        for part in self.folder.glob("*.part"):
+            if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
+                part.unlink(missing_ok=True)
+
     def find(self, keys: Keys) -> NDArray[np.int64]:
         """Where rows lie, [n]: by shard and row in it, one number; -1 for those that are not there."""
         if not len(self._keys):
@@ -126,7 +135,9 @@ class Shards:
             note = {"rows": len(keys), "bytes": len(content), "sha256": digest, "arrays": where}
             write_json(path.with_suffix(".json"), note)
         except OSError as error:
-            part.unlink(missing_ok=True)
+            note_file = path.with_suffix(".json")
+            for half in (part, note_file.with_name(f"{note_file.name}.part"), *([] if note_file.is_file() else [path])):
+                half.unlink(missing_ok=True)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise StageError(

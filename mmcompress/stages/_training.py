@@ -140,7 +140,7 @@ def _prepare(training: Training) -> tuple[StageTrainer, Tracker | None, int]:
         parts=fields.accumulation,
         tracker=tracker,
     )
-    if asked:
+    if asked or (given.answers is not None and feeding.asks):
         trainer.project(given.seed)
     return trainer, tracker, frozen
 

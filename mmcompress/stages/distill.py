@@ -13,9 +13,10 @@ from mmcompress.families import Family
 from mmcompress.losses import AnyLoss, Loss, kept_classes
 from mmcompress.losses.task import Task
 from mmcompress.stages import Model, Stage, StageInput
+from mmcompress.stages._answers import TEXT, AnsweringTeacher
 from mmcompress.stages._feeding import Answers, Teacher
 from mmcompress.stages._further_teachers import AnyFurtherTeacher
-from mmcompress.stages._pseudo_labels import LabelFilter, Labels, target_of, with_teacher_labels
+from mmcompress.stages._pseudo_labels import LabelFilter, Labels, target_of, with_given_labels, with_teacher_labels
 from mmcompress.stages._stored_rows import StoreAs
 from mmcompress.stages._student import Student, begin, student_family, student_problems
 from mmcompress.stages._teacher_outputs import mask_of
@@ -77,6 +78,10 @@ class Distill(TrainingFields, Stage):
         problems += self._other_words(losses, family, teacher)
         if self.teacher_outputs == "cached":
             problems += self._not_stored(losses, teacher)
+        if isinstance(teacher, AnsweringTeacher) and (self.teachers or self.teacher_outputs == "online"):
+            problems.append(
+                (("teacher_outputs",), "a file of answers is no model: expected neither `online` nor `teachers`")
+            )
         if self.teacher_views is not None and self.augment == "none":
             problems.append((("teacher_views",), "views are altered pictures: expected `augment: shift` or `crop`"))
         problems += self._unwritten(teacher, family)
@@ -128,7 +133,7 @@ class Distill(TrainingFields, Stage):
     def _other_words(self, losses: Sequence[Loss], student: Family, teacher: Family) -> Problems:
         """Logits of other classes or tokens, where both checkpoints lie in folders."""
         ours, theirs = (one.path or (one.config.parent if one.config else None) for one in (student, teacher))
-        if student is teacher or ours is None or theirs is None:
+        if student is teacher or isinstance(teacher, AnsweringTeacher) or ours is None or theirs is None:
             return []
         found = {name: differing(name, Model(student, ours), Model(teacher, theirs)) for name in logits_of(losses)}
         return [(("losses",), f"{name} cannot be compared: {reason}") for name, reason in found.items() if reason]
@@ -136,11 +141,22 @@ class Distill(TrainingFields, Stage):
     def _unwritten(self, teacher: Family, student: Family) -> Problems:
         if self.labels == "data":
             return [(("label_filter",), "filters what `labels: teacher` gives")] if self.label_filter else []
+        if isinstance(teacher, AnsweringTeacher):
+            return self._unwritten_in(teacher, student)
         column = target_of(teacher)
         if column is None:
             return [(("labels",), f"{teacher.component_name()} writes no texts that a student could learn")]
         if column not in student.columns:
             return [(("labels",), f"the teacher writes {column}, which {student.component_name()} does not learn")]
+        return []
+
+    def _unwritten_in(self, teacher: AnsweringTeacher, student: Family) -> Problems:
+        if teacher.given.texts is None:
+            return [(("labels",), f"the answers hold no {TEXT} that a student could learn")]
+        if target_of(student) is None:
+            return [(("labels",), f"{student.component_name()} writes no texts")]
+        if self.label_filter is not None and self.label_filter.max_wer is not None:
+            return [(("label_filter", "max_wer"), "the spellings of a model without a folder are not known")]
         return []
 
     def _not_stored(self, losses: Sequence[Loss], teacher: Family) -> Problems:
@@ -178,12 +194,20 @@ class Distill(TrainingFields, Stage):
     def run(self, given: StageInput) -> Mapping[str, Any]:
         """Train; see :func:`mmcompress.stages._training.train`."""
         main = given.teacher
-        if main is None:
+        if main is None and given.answers is None:
             raise UsageError("distill: there is no teacher\n  Name a `teacher` in the recipe.")
         student = begin(self.student, given)
         told: dict[str, JSON] = {}
         if self.labels == "teacher":
-            given, told["labels"] = with_teacher_labels(given, self.label_filter or LabelFilter())
+            rules = self.label_filter or LabelFilter()
+            given, told["labels"] = (
+                with_teacher_labels(given, rules)
+                if given.answers is None
+                else with_given_labels(given, given.answers, student.family, rules)
+            )
+        if given.answers is not None or main is None:
+            facts = train(Training(self, given, student, self.terms(student.family), freeze=self.freeze))
+            return {**facts, **told, "teacher_outputs": "given"}
         losses, asking = self.terms(student.family), self.asking(student.family)
         answers = Answers(asking, self.teacher_views, self.store_as)
         shares = [teacher.weight for teacher in self.teachers]

@@ -253,6 +253,16 @@ def test_a_disk_that_fills_is_told_and_finished_shards_stay(tmp_path: Path, monk
     assert asked_about(tmp_path, of) == 50
 
 
+def test_what_a_killed_process_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    keep(tmp_path, Teacher(), data(names(20)))
+    folder = shards(tmp_path)[0].parent
+    for name, age in (("old.bin.1.part", 7200), ("new.bin.2.part", 60)):
+        (folder / name).write_bytes(b"half")
+        os.utime(folder / name, (time.time() - age,) * 2)
+    assert asked_about(tmp_path, data(names(20))) == 0
+    assert [path.name for path in folder.glob("*.part")] == ["new.bin.2.part"]
+
+
 def test_outputs_that_are_not_finite_name_their_examples(tmp_path: Path) -> None:
     of, teacher = data(names(50)), Teacher()
     teacher.spoilt = float(of.arrays["image"][33, 0, 0, 0]) / 255
