@@ -9,6 +9,7 @@ import numpy as np
 
 from mmcompress.errors import StageError
 from mmcompress.runtimes._axes import read_bounds, write_bounds
+from mmcompress.runtimes._fuse import FUSED
 
 if TYPE_CHECKING:
     import onnx
@@ -24,8 +25,10 @@ def write_float_twin(source: Path, output: Path) -> None:
 
     model = onnx.load(source)
     bounds = read_bounds(model)
+    _unfuse(model)
     _dequantize_constants(model)
     _drop_pairs(model)
+    _widen_tables(model)
     left = sorted(
         {node.op_type for node in model.graph.node if "Quantize" in node.op_type or "Integer" in node.op_type}
     )
@@ -33,8 +36,33 @@ def write_float_twin(source: Path, output: Path) -> None:
         raise StageError(
             f"{source.name}: {', '.join(left)} cannot be written in float\n  Build the package again in fp32."
         )
+    if all(node.domain in ("", "ai.onnx") for node in model.graph.node):
+        standard = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+        del model.opset_import[:]
+        model.opset_import.extend(standard)
     write_bounds(model, bounds)
     _save(model, output)
+
+
+def _unfuse(model: onnx.ModelProto) -> None:
+    """Write ONNX Runtime's fused INT8 products as ``DequantizeLinear`` of both factors, ``MatMul`` and ``Add``."""
+    from onnx import helper
+
+    kept = []
+    for node in model.graph.node:
+        if node.op_type != FUSED:
+            kept.append(node)
+            continue
+        left, right, product = (f"{node.output[0]}.{part}" for part in ("left", "right", "product"))
+        factors = [[node.input[place] for place in range(side, 6, 2)] for side in range(2)]
+        biased = len(node.input) > 6 and bool(node.input[6])
+        kept.append(helper.make_node("DequantizeLinear", factors[0], [left], f"{node.name}.left"))
+        kept.append(helper.make_node("DequantizeLinear", factors[1], [right], f"{node.name}.right", axis=1))
+        kept.append(helper.make_node("MatMul", [left, right], [product if biased else node.output[0]], node.name))
+        if biased:
+            kept.append(helper.make_node("Add", [product, node.input[6]], list(node.output), f"{node.name}.bias"))
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
 
 
 def _dequantize_constants(model: onnx.ModelProto) -> None:
@@ -54,6 +82,16 @@ def _dequantize_constants(model: onnx.ModelProto) -> None:
         model.graph.initializer.append(numpy_helper.from_array(value.astype(scale.dtype), node.output[0]))
     del model.graph.node[:]
     model.graph.node.extend(kept)
+
+
+def _widen_tables(model: onnx.ModelProto) -> None:
+    """Hold INT8 tables whose rows are cast to float as floats of the same numbers; the cast then changes nothing."""
+    from onnx import TensorProto, numpy_helper
+
+    tables = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
+    for tensor in model.graph.initializer:
+        if tensor.name in tables and tensor.data_type in (TensorProto.INT8, TensorProto.UINT8):
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
 
 
 def _along(values: np.ndarray, axis: int, dimensions: int) -> np.ndarray:
