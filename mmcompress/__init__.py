@@ -42,12 +42,14 @@ def run(
     return run_recipe(recipe, overrides=assignments, store=store, runs=runs)
 
 
-def load_package(path: Path | str, *, threads: int | None = None) -> Package:
+def load_package(path: Path | str, *, threads: int | None = None, workers: int = 0) -> Package:
     """Open a package; a context manager. Needs neither torch nor transformers.
+
+    ``workers`` above 0 answer concurrent callers together: see :func:`mmcompress.package.load_package`.
 
     Raises:
         mmcompress.errors.InputError: it is no package, was changed after it was written, or is for another machine.
     """
     from mmcompress.package import load_package as load
 
-    return load(Path(path), threads=threads)
+    return load(Path(path), threads=threads, workers=workers)

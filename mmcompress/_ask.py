@@ -63,7 +63,24 @@ def ask(
         InputError: values that are missing, of unequal number, or cannot be read.
         UsageError: the family does not know the request.
     """
-    asked = find_request(family.requests, request)
+    columns = columns_of(family.requests, request, values)
+    answers = []
+    for start in range(0, len(next(iter(columns.values()))), batch_size):
+        feeds = processor.encode({name: column[start : start + batch_size] for name, column in columns.items()})
+        answers.append(family.answer(run, request, feeds))
+    return join_rows(answers)
+
+
+def columns_of(
+    requests: Sequence[Request], request: str, values: Mapping[str, Sequence[Any]]
+) -> dict[str, Sequence[Any]]:
+    """The values that a request takes, None for each example where an optional one is not given.
+
+    Raises:
+        InputError: values that are missing, none, or of unequal number.
+        UsageError: there is no such request.
+    """
+    asked = find_request(requests, request)
     missing = [name for name in asked.inputs if name not in values and name not in asked.optional]
     if missing:
         raise InputError(f"{request} takes {', '.join(asked.inputs)}; {', '.join(missing)} is missing")
@@ -74,12 +91,7 @@ def ask(
     if count == 0:
         raise InputError(f"{request}: no {asked.inputs[0]} was given")
     absent = [None] * count
-    columns = {name: values.get(name, absent) for name in asked.inputs}
-    answers = []
-    for start in range(0, count, batch_size):
-        feeds = processor.encode({name: column[start : start + batch_size] for name, column in columns.items()})
-        answers.append(family.answer(run, request, feeds))
-    return join_rows(answers)
+    return {name: values.get(name, absent) for name in asked.inputs}
 
 
 def find_request(requests: Sequence[Request], name: str) -> Request:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast, overload
@@ -12,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmcompress import component
-from mmcompress._ask import BATCH, Classification, agreement, as_answers, ask, find_request
+from mmcompress._ask import BATCH, Classification, agreement, as_answers, ask, columns_of, find_request
+from mmcompress._batching import Batcher
 from mmcompress._probe import read_answers, read_expected, read_probe
 from mmcompress.component import JSON, digest_path
 from mmcompress.errors import InputError, NotRunnableHere, UsageError
@@ -45,7 +47,13 @@ class Package:
     """An opened package. A context manager; safe to use from several threads; writes nothing, calls nobody."""
 
     def __init__(
-        self, path: Path, manifest: Mapping[str, Any], family: Family, runtime: Runtime, session: Session
+        self,
+        path: Path,
+        manifest: Mapping[str, Any],
+        family: Family,
+        runtime: Runtime,
+        session: Session,
+        workers: int = 0,
     ) -> None:
         self.path = path
         self.manifest = manifest
@@ -54,6 +62,7 @@ class Package:
         self.processor: Processor = family.processor(path)
         self.requests: tuple[Request, ...] = tuple(_request(entry) for entry in manifest["requests"])
         self._session: Session | None = session
+        self._batcher = Batcher(self.processor, partial(family.answer, self.run), workers) if workers else None
 
     def __enter__(self) -> Package:
         return self
@@ -65,6 +74,8 @@ class Package:
 
     def close(self) -> None:
         """Free the engines. Calls that are running finish; later ones raise."""
+        if self._batcher is not None:
+            self._batcher.close()
         session, self._session = self._session, None
         if session is not None:
             session.close()
@@ -87,8 +98,19 @@ class Package:
 
     def ask(self, request: str, values: Mapping[str, Sequence[Any]], batch_size: int = BATCH) -> NDArray[Any]:
         """Answer a request by name for columns of raw values (``{"image": [...]}``): one row per example."""
+        return self._start(request, values, batch_size)()
+
+    def _start(
+        self, request: str, values: Mapping[str, Sequence[Any]], batch_size: int = BATCH
+    ) -> Callable[[], NDArray[Any]]:
+        """Hand a request to the workers, and give a function that waits for its rows; without workers it is answered."""
+        if self._session is None:
+            raise UsageError(f"{self.path}: the package is closed")
+        if self._batcher is not None:
+            return self._batcher.submit(request, columns_of(self.requests, request, values), batch_size)
         find_request(self.requests, request)
-        return ask(self.family, self.processor, self.run, request, values, batch_size)
+        rows = ask(self.family, self.processor, self.run, request, values, batch_size)
+        return lambda: rows
 
     def embed_images(self, images: Any) -> NDArray[np.float32]:
         """L2-normalised embeddings of pictures, or of films where the model takes films: [n, d] of a list, [d] of one.
@@ -130,8 +152,11 @@ class Package:
             return cast("Classification", self._one_or_many("classify", {request.inputs[0]: inputs}))
         if isinstance(texts, str) or len(texts) == 0:
             raise InputError("classify takes a list of texts to choose from, one or more")
-        embed = self.embed_sounds if "embed_audio" in {request.name for request in self.requests} else self.embed_images
-        scores = embed(list(inputs) if many else [inputs]) @ self.embed_texts(list(texts)).T
+        name = "embed_audio" if "embed_audio" in {request.name for request in self.requests} else "embed_image"
+        (column,) = find_request(self.requests, name).inputs
+        embedded = self._start(name, {column: list(inputs) if many else [inputs]})
+        described = self._start("embed_text", {"text": list(texts)})
+        scores = embedded() @ described().T
         found = [
             Classification(texts[int(row.argmax())], int(row.argmax()), tuple(float(score) for score in row))
             for row in scores
@@ -212,19 +237,25 @@ def _takes(request: Request, values: Mapping[str, Any]) -> bool:
     return set(request.inputs) - set(request.optional) <= set(values) <= set(request.inputs)
 
 
-def load_package(path: Path | str, *, threads: int | None = None, verify: bool = True) -> Package:
+def load_package(path: Path | str, *, threads: int | None = None, workers: int = 0, verify: bool = True) -> Package:
     """Open a package.
 
     Args:
         path: Its folder.
         threads: Of the runtime for one call; as many as it thinks right where none is given.
+        workers: Calls of the engine at a time, for several callers: what they ask at the same time is answered in
+            common batches, preprocessed in their own threads. ``threads`` times ``workers`` is best the number of
+            cores. 0: each call runs by itself, in its caller's thread.
         verify: Hash every file and compare with the manifest.
 
     Raises:
         InputError: it is no package, is of another format, was changed after it was written, is for another machine, or
             its runtime does not open it.
+        UsageError: a number of workers below 0.
         MissingExtra: its runtime is not installed.
     """
+    if workers < 0:
+        raise UsageError(f"workers: expected a number from 0, got {workers}")
     folder = Path(path)
     manifest = read_manifest(folder)
     if verify:
@@ -234,7 +265,7 @@ def load_package(path: Path | str, *, threads: int | None = None, verify: bool =
     check_machine(folder, manifest, runtime)
     family = family_of(folder, manifest)
     session = runtime.open(folder, list(manifest["graphs"]), threads)
-    return Package(folder, manifest, family, runtime, session)
+    return Package(folder, manifest, family, runtime, session, workers)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -19,4 +19,4 @@ def test_the_public_names_are_these() -> None:
 
 def test_the_public_functions_have_these_parameters() -> None:
     assert list(inspect.signature(mmcompress.run).parameters) == ["recipe", "overrides", "store", "runs"]
-    assert list(inspect.signature(mmcompress.load_package).parameters) == ["path", "threads"]
+    assert list(inspect.signature(mmcompress.load_package).parameters) == ["path", "threads", "workers"]
