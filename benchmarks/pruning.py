@@ -136,7 +136,7 @@ def _gained(report: Report, seed: int, speed: Any) -> Claim:
     rows = {
         row.name: row.value
         for row in report.rows
-        if row.metric == "macs" and row.conditions.get("graph") == "vision_model"
+        if row.metric == "macs" and row.conditions.get("part") == "vision_model"
     }
     macs = rows.get("teacher", 0.0) / rows["prune"] if rows.get("prune") else 4.0
     ends = tuple(end / macs for end in speed.ci95) if speed.ci95 else None

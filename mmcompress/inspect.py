@@ -142,7 +142,7 @@ def read(place: Place) -> Structure:
         size = block.size if heads is not None else block.groups
         name = _original(block.name, place.folder)
         parts[name] = Part(name, block.prunable.tower, heads, size, parameters, macs, times.get(block.name))
-    towers = {tower: {unit: counted[unit].towers[tower] for unit in COUNTED} for tower in counted["macs"].towers}
+    towers = {tower: {str(unit): counted[unit].towers[tower] for unit in COUNTED} for tower in counted["macs"].towers}
     return Structure(str(place.folder), parts, towers, sum(p.numel() for p in model.parameters()))
 
 
@@ -184,9 +184,9 @@ def rows(after: Structure, before: Structure | None) -> list[list[str]]:
         assert present is not None
         heads = present.heads is not None
 
-        def told(what: str, scale: float = 1, one: Part | None = one, other: Part | None = other) -> str:
+        def told(what: str, one: Part | None = one, other: Part | None = other) -> str:
             was, now = (None if part is None else getattr(part, what) for part in (one, other))
-            shown = [f"{value / scale:,.4g}" if value is not None else "0" for value in (was, now)]
+            shown = [f"{value:,.0f}" if value is not None else "0" for value in (was, now)]
             return shown[1] if before is None or was == now else f"{shown[0]} > {shown[1]}"
 
         found.append(
@@ -219,25 +219,32 @@ def totals(after: Structure, before: Structure | None) -> list[str]:
 
 def lines(after: Structure, before: Structure | None) -> list[str]:
     """The table for a terminal."""
-    cells = [list(HEAD), *rows(after, before)]
-    kept = [column for column in range(len(HEAD)) if any(row[column] for row in cells[1:])]
-    widths = [max(len(row[column]) for row in cells) for column in kept]
+    cells = _filled(after, before)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     shown = [
         "  ".join(
-            row[column].ljust(width) if column == 0 else row[column].rjust(width)
-            for column, width in zip(kept, widths, strict=True)
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in cells
     ]
     return [*shown, "", *totals(after, before)]
 
 
+def _filled(after: Structure, before: Structure | None) -> list[list[str]]:
+    """The head and the rows, without columns that say nothing."""
+    cells = [list(HEAD), *rows(after, before)]
+    kept = [column for column in range(len(HEAD)) if any(row[column] for row in cells[1:])]
+    return [[row[column] for column in kept] for row in cells]
+
+
 def page(after: Structure, before: Structure | None) -> str:
     """A page that draws what is left of each block, tower by tower."""
     figures = [_figure(tower, after, before) for tower in after.towers]
     body = section("structure", "What is left of each block", tag("div", join(figures), class_="figures"))
+    cells = _filled(after, before)
     whole = section("totals", "Towers", bullets(totals(after, before)))
-    every = section("blocks", "Blocks", table(HEAD, rows(after, before)))
+    every = section("blocks", "Blocks", table(cells[0], cells[1:]))
     head = tag("header", tag("h1", "Structure"), tag("p", after.origin, class_="soft"))
     return document("Structure", Html(head + tag("main", whole, body, every)))
 
@@ -256,7 +263,7 @@ def _figure(tower: str, after: Structure, before: Structure | None) -> Html:
         heads = was.heads is not None
         scale = room / most[heads] if most[heads] else 0.0
         share = (now.macs if now else 0.0) / was.macs if was.macs else 1.0
-        label = shortened(name.removeprefix(f"{tower}."), left - 6, 11)
+        label = shortened(name.removeprefix(f"{tower}.").removeprefix("layers."), left - 6, 11)
         size = "removed" if now is None else f"{now.heads} x {now.channels}" if heads else f"{now.channels}"
         parts += [
             text(left - 6, y + 11, label, "s e"),

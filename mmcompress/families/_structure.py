@@ -115,7 +115,7 @@ def _kept_layers(model: nn.Module, reference: nn.Module) -> dict[str, JSON]:
     found: dict[str, JSON] = {}
     for name, module in model.named_modules():
         kept = getattr(module, KEPT, None)
-        if kept is not None and name in known and len(known[name]) > len(module):  # type: ignore[arg-type]
+        if kept is not None and name in known and len(known[name]) > len(module):
             found[name] = list(kept)
     return found
 

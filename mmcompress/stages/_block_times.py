@@ -107,7 +107,8 @@ def table_of(
     path = cache / "block_times" / f"{digest_json(identity)}.json"
     if path.is_file():
         return Times(read_json(path))
-    found = find(source.family, model, ("heads", "feed_forward", *(["width"] if len(widths) > 1 else [])))  # type: ignore[list-item]
+    wanted: tuple[Part, ...] = ("heads", "feed_forward", "width") if len(widths) > 1 else ("heads", "feed_forward")
+    found = find(source.family, model, wanted)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
         table = _measure(source, found, _Target(runtime, threads, batch), widths, Path(work), progress)

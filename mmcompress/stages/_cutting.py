@@ -12,7 +12,7 @@ import numpy as np
 from mmcompress.errors import InputError, StageError
 from mmcompress.families import Family
 from mmcompress.stages._choice import TOLERANCE, Plan, Ranking, Tower, choose, cumulated, options_of
-from mmcompress.stages._prices import COUNTED, Prices, Unit, count
+from mmcompress.stages._prices import COUNTED, Counting, Prices, Unit, count
 from mmcompress.stages._pruning import (
     Block,
     Dependencies,
@@ -61,12 +61,7 @@ def find(family: Family, model: nn.Module, parts: Sequence[Part]) -> Found:
     Raises:
         StageError: nothing matched.
     """
-    prunables = family.prunable(model)
-    # Layers and widths are made of heads and feed-forward units, so those are found whichever parts are asked for.
-    wanted = [p for p in prunables if p.heads is None or {"heads", "head_width", "width", "layers"} & set(parts)]
-    if not {"feed_forward", "width", "layers"} & set(parts):
-        wanted = [p for p in wanted if p.heads is not None]
-    dependencies = Dependencies(model, family.traced(model), wanted)
+    dependencies = trace(family, model, parts)
     widths: dict[str, Block] = {}
     notes: list[str] = []
     if "width" in parts:
@@ -76,6 +71,13 @@ def find(family: Family, model: nn.Module, parts: Sequence[Part]) -> Found:
     if set(parts) == {"layers"} and not any(block.layer for block in dependencies.blocks):
         raise StageError("prune: the model has no stack of layers that add to a residual stream\n  Name other parts.")
     return Found(dependencies, widths, notes)
+
+
+def trace(family: Family, model: nn.Module, parts: Sequence[Part]) -> Dependencies:
+    """The blocks that the parts concern: layers and widths are made of heads and feed-forward units."""
+    kinds = {True: {"heads", "head_width", "width", "layers"}, False: {"feed_forward", "width", "layers"}}
+    wanted = [item for item in family.prunable(model) if kinds[item.heads is not None] & set(parts)]
+    return Dependencies(model, family.traced(model), wanted)
 
 
 def cuttable_widths(family: Family, found: Dependencies) -> tuple[dict[str, Block], list[str]]:
@@ -239,7 +241,7 @@ def prune_model(
         )
     whole = sum(parameter.numel() for parameter in model.parameters())
     cut(found, plans, scores)
-    left = Dependencies(model, family.traced(model), family.prunable(model))
+    left = trace(family, model, parts)
     after = {unit: count(left, unit).towers for unit in COUNTED}
     facts = {
         **_reached(budget, before, after),
@@ -284,11 +286,11 @@ def _tower_facts(found: Found, plans: Mapping[str, Plan], prices: Prices | None)
 
 
 def _reached(
-    budget: Budget, before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]
+    budget: Budget, before: Mapping[Counting, Mapping[str, float]], after: Mapping[Counting, Mapping[str, float]]
 ) -> dict[str, Any]:
     """Costs before and after, counted on the models themselves, and where they miss the budget."""
     notes = []
-    unit = "macs" if budget.unit == "milliseconds" else budget.unit
+    unit: Counting = "parameters" if budget.unit == "parameters" else "macs"
     for tower, cost in before[unit].items():
         goal, reached = budget.keep(tower), after[unit][tower] / cost
         if budget.unit == unit and abs(reached - goal) > TOLERANCE * goal:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 Unit = Literal["macs", "parameters", "milliseconds"]
-COUNTED: tuple[Literal["macs", "parameters"], ...] = ("macs", "parameters")
+Counting = Literal["macs", "parameters"]
+COUNTED: tuple[Counting, ...] = ("macs", "parameters")
 
 
 class Prices(Protocol):
@@ -74,9 +75,7 @@ class Counted:
         return share * (part.products * self._share(block.prunable.tower, width) + part.other)
 
 
-def count(
-    found: Dependencies, unit: Literal["macs", "parameters"], widths: Mapping[str, Block] | None = None
-) -> Counted:
+def count(found: Dependencies, unit: Counting, widths: Mapping[str, Block] | None = None) -> Counted:
     """Count a model as it is now."""
     per_graph = [_counts(graph, unit) for graph in found.graphs]
     parts = {block.name: _part(found.model, block, per_graph[block.graph], unit) for block in found.blocks}

@@ -214,9 +214,15 @@ def _trace(graph: Graph) -> Any:
     import torch
 
     torch_pruning = require("torch_pruning", "compress")
-    with torch.enable_grad():
-        # Not verbose: parameters that stand alone (a class token) are none of the channels that we cut.
-        return torch_pruning.DependencyGraph().build_dependency(graph.module, dict(graph.inputs), verbose=False)
+    try:
+        with torch.enable_grad():
+            # Not verbose: that parameters stand alone (a class token) is nothing to tell of.
+            return torch_pruning.DependencyGraph().build_dependency(graph.module, dict(graph.inputs), verbose=False)
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise StageError(
+            f"prune: graph {graph.name}: the forward of {type(graph.module).__name__} cannot be traced:"
+            f" {type(error).__name__}: {error}"
+        ) from error
 
 
 def _is_linear(module: Any) -> bool:

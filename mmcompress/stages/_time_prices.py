@@ -71,7 +71,7 @@ class TimePrices:
         """The time of a block of so many channels, less that of a whole one, as the table has it."""
         tower = block.prunable.tower
         curves = self._curves_of(tower, block.kind)
-        times = [np.interp(channels, *zip(*curve, strict=True)) for _, curve in curves]
+        times = [float(np.interp(channels, [x for x, _ in curve], [y for _, y in curve])) for _, curve in curves]
         return float(np.interp(self._width(tower, width), [share for share, _ in curves], times))
 
     def _curves_of(self, tower: str, kind: str) -> list[tuple[float, list[tuple[float, float]]]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
@@ -79,6 +79,8 @@ class Prune(Stage):
     times, which lies beside the model as ``block_times.json``.
     """
 
+    revision_of_code: ClassVar[int] = 2
+
     goal: Goal
     towers: Mapping[str, Annotated[float, Field(gt=0, le=1)]] = {}
     """The share to keep of the towers named here (1 keeps a tower as it is) in place of the goal's."""
@@ -112,6 +114,10 @@ class Prune(Stage):
         if len(set(self.parts)) < len(self.parts):
             raise ValueError("parts: each once")
         return self
+
+    def further_teachers(self) -> tuple[Any, ...]:
+        """Those that ``recover`` names."""
+        return self.recover.further_teachers() if self.recover else ()
 
     def problems(self, model: Family | None, teacher: Family | None) -> list[tuple[tuple[str | int, ...], str]]:
         """A stage without a model before it, a target that cannot be timed here, and what cannot work in ``recover``."""
