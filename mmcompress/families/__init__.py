@@ -279,6 +279,10 @@ class Family(Component):
         """
         return frozenset()
 
+    def mixing(self) -> frozenset[str]:
+        """Outputs of an example that depend on the other examples of its batch: a batch with such ones is never split."""
+        return frozenset()
+
     def task_loss(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> Tensor:
         """The loss that the model was trained with, a scalar."""
         raise NotImplementedError

@@ -133,6 +133,10 @@ class Blip(TransformersFamily):
         """Of a pre-trained model the logits of the match: they are also of the next example's text."""
         return frozenset({"fusion.logits"}) if self.task == "pretrained" else frozenset()
 
+    def mixing(self) -> frozenset[str]:
+        """Of a pre-trained model the logits of the match, as in :meth:`changing`."""
+        return self.changing()
+
     def task_loss(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> Tensor:
         """Cross entropy of the next token or of the match; CLIP's contrastive loss; the weighted sum of both last ones."""
         from torch.nn.functional import cross_entropy

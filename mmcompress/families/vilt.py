@@ -147,6 +147,10 @@ class Vilt(Family):
         """All outputs where other texts of the batch, or words that are hidden anew, take part."""
         return self.provides() if self.task in ("retrieval", "mlm") else frozenset()
 
+    def mixing(self) -> frozenset[str]:
+        """The logits of retrieval, whose candidates are the next texts of the batch."""
+        return self.provides() if self.task == "retrieval" else frozenset()
+
     def task_loss(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> Tensor:
         """Binary cross entropy with VQA's soft scores, or cross entropy: of the text, the class or the words."""
         from mmcompress.families._vilt_model import task_loss

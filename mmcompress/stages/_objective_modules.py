@@ -51,6 +51,8 @@ class Objective(torch.nn.Module):
         self.names = term_names(losses)
         self.want = want
         self.shares = tuple(shares)
+        self.mixes = bool(want & family.mixing())
+        """Whether outputs of an example depend on the other examples of its batch, which is never split then."""
         self.projections = torch.nn.ModuleDict()
         self.done = 0.0
         """Share of the training that is done, which schedules of losses follow."""

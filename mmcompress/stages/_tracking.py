@@ -28,7 +28,7 @@ class Tracker:
 
     def open(self, first: int) -> None:
         """Begin to write; a training that goes on from step ``first`` writes anew what came after it."""
-        self.writer: Any = self.make(str(self.folder), purge_step=first + 1 if first else None)  # type: ignore[no-untyped-call]
+        self.writer: Any = self.make(str(self.folder), purge_step=first + 1 if first else None)
 
     def step(
         self,

@@ -248,7 +248,7 @@ class StageTrainer(Trainer):
             return self.whole_batch(batch, self.parts)
         except (RuntimeError, MemoryError) as error:
             # Several processes would have to give up the same exchange at once.
-            if not is_memory(error) or self.parts >= size or _processes.count() > 1:
+            if not is_memory(error) or self.parts >= size or _processes.count() > 1 or self.objective.mixes:
                 raise
         self.objective.zero_grad(set_to_none=True)
         if torch.cuda.is_available():

@@ -127,6 +127,11 @@ def _prepare(training: Training) -> tuple[StageTrainer, Tracker | None, int]:
     for one in asked if cached else ():
         one.release()
     shares = [teacher.share for teacher in feeding.followed()] or [1.0]
+    if _processes.count() > 1 and want & student.family.mixing():
+        raise UsageError(
+            f"{', '.join(sorted(want & student.family.mixing()))} of an example depend on the other examples of its batch,"
+            " which processes cannot share\n  Train with one process."
+        )
     objective = Objective(student.family, model, training.losses, want, shares).to(device)
     tracker = Tracker(given.track) if given.track is not None and not _processes.rank() else None
     trainer = StageTrainer(

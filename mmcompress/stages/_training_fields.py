@@ -114,6 +114,10 @@ class TrainingFields(BaseModel):
         needs = frozenset[str]().union(*(wanted(student, loss) for loss in losses))
         if self.batch_size < 2 and embedded_pair(needs) is not None:
             problems.append((("batch_size",), "the losses compare the examples of a batch; expected 2 or more"))
+        mixing = sorted(needs & student.mixing())
+        if self.accumulation > 1 and mixing:
+            message = f"{', '.join(mixing)} of an example depend on the other examples of its batch, which has no parts"
+            problems.append((("accumulation",), message))
         for loss in losses:
             if self.attention == "sdpa" and loss.attention() == "eager":
                 message = (

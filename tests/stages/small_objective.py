@@ -49,6 +49,9 @@ class Towers:
         found["decoder.mask"] = (batch["labels"] >= 0).float()
         return {name: found[name] for name in found if name in want}
 
+    def mixing(self) -> frozenset[str]:
+        return frozenset()
+
     def task_needs(self) -> frozenset[str]:
         return frozenset({"decoder.logits"})
 

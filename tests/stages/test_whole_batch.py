@@ -10,6 +10,7 @@ import torch
 from small_objective import BATCH, Spread, apart, batch, gradients, objective, whole_batch
 from training_helpers import stage_input, write_model
 
+from mmcompress.component import find
 from mmcompress.errors import StageError
 from mmcompress.families.clip import Clip
 from mmcompress.losses.contrastive_kl import ContrastiveKL
@@ -154,3 +155,13 @@ def test_one_example_that_does_not_fit_is_an_error(tmp_path: Path, monkeypatch: 
     limited(monkeypatch, 0)
     with pytest.raises(StageError, match="not enough memory for a batch of 8"):
         Finetune(steps=1, batch_size=8).run(stage_input(tmp_path, model=model))
+
+
+@unit
+def test_a_batch_whose_examples_are_answered_with_one_another_has_no_parts() -> None:
+    vilt = find("families", "vilt")(hub="a/b", revision="c", task="retrieval")
+    fields = Finetune(student=vilt, accumulation=2, batch_size=8)
+    ((where, message),) = fields.problems(None, None)
+    assert where == ("accumulation",)
+    assert "depend on the other examples" in message
+    assert Finetune(student=vilt, batch_size=8).problems(None, None) == []
