@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 NEARNESS_EXAMPLES = 64
 """Validation examples on which a graph's outputs are compared with FP32's."""
 ALPHA = 0.05
+KEPT_ANSWERS = 6
+"""Answers of INT8 graphs over all validation examples that are held at once."""
 _Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
@@ -172,6 +174,9 @@ class GraphJudge:
         rows = [row for metric in self.metrics for row in metric.judge(subjects, bench).rows if row.name == "int8"]
         known, self._columns = answers.known()
         self._answers.update({keys[place]: rows for place, rows in known.items()})
+        changed = [key for key in self._answers if any(path != "fp32" for _, path in key[1])]
+        for key in changed[:-KEPT_ANSWERS]:
+            del self._answers[key]
         for session in opened.values():
             session.close()
         found = {}
