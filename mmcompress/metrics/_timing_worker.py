@@ -11,6 +11,7 @@ import contextlib
 import gc
 import itertools
 import json
+import math
 import os
 import sys
 import threading
@@ -34,6 +35,7 @@ WARM_BLOCK_SECONDS = 0.05
 WARM_SECONDS = 1.5
 STABLE_WITHIN = 0.03
 GRAPH_INPUTS = 8
+OVERLOADED = 3.0
 COMMANDS = {"warm": "warm", "time": "time", "first": "first", "memory": "memory", "load": "serve_load"}
 
 
@@ -125,20 +127,22 @@ class Worker:
         """Requests that arrive ``rate`` times per second, whatever the answers do, served by ``concurrency`` threads.
 
         A response time counts from when its request was due: waiting for a free thread is part of it, so a slow answer does
-        not hide the requests behind it. A rate of 0 sends the next request when an answer is there.
+        not hide the requests behind it. A rate of 0 sends the next request when an answer is there. What is still waiting
+        after three times ``seconds`` stays unanswered: ``due`` is how many there were.
         """
         family, processor = self.opened.family, self.opened.processor
         length = find_request(family.requests, request).length
         count = len(next(iter(self.values.values())))
         raw = [self._raw(request, 1, index) for index in range(count)]
-        began, numbers = time.perf_counter(), itertools.count()
+        began, numbers, total = time.perf_counter(), itertools.count(), math.ceil(rate * seconds)
         responses: list[tuple[float, float]] = []
 
         def answer() -> None:
             while True:
                 number = next(numbers)
                 due = began + number / rate if rate else time.perf_counter()
-                if due - began >= seconds:
+                over = number >= total if rate else due - began >= seconds
+                if over or time.perf_counter() - began > OVERLOADED * seconds:
                     return
                 time.sleep(max(0.0, due - time.perf_counter()))
                 family.answer(self.opened.run, request, processor.encode(raw[number % count]), length)
@@ -151,7 +155,7 @@ class Worker:
             thread.join()
         spent = time.perf_counter() - began
         ms = [round(response * 1000, 4) for _, response in sorted(responses)]
-        return {"ms": ms, "per_s": len(ms) / spent}
+        return {"ms": ms, "per_s": len(ms) / spent, "due": total or len(ms)}
 
     def block(self, request: str, batch: int, calls: int, scope: str) -> list[float]:
         """Milliseconds per call: inside the engine for ``engine``, preprocessing and answer for ``end_to_end``."""

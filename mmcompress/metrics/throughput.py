@@ -69,12 +69,16 @@ class Throughput(Metric):
     def _slowest(
         self, side: Subject, rate: float, found: Sequence[Mapping[str, Any]], conditions: Mapping[str, Any], reason: str
     ) -> Row:
-        """The p99 over processes; absent where the requests of a process do not bound it."""
+        """The p99 over processes; absent where the requests of a process do not bound it, or were not all answered."""
         responses = [item[str(rate)]["ms"] for item in found]
         least = samples_for_percentile(0.99)
-        enough = all(len(ms) >= least for ms in responses)
+        due = [item[str(rate)]["due"] for item in found]
+        served = all(len(ms) == count for ms, count in zip(responses, due, strict=True))
+        enough = served and all(len(ms) >= least for ms in responses)
         values = [float(np.quantile(ms, 0.99, method="inverted_cdf")) for ms in responses] if enough else []
-        if responses and not enough:
+        if not served:
+            reason = f"{min(map(len, responses))} of {max(due)} requests answered: more arrive than it serves"
+        elif responses and not enough:
             reason = f"{min(map(len, responses))} requests in a process; {least} bound this percentile: raise `seconds`"
         samples = f"throughput/{side.name}"
         where = {**conditions, "rate": rate}
