@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,8 @@ def write_model(family: Family, folder: Path, work: Path, seed: int) -> None:
     assert family.path is not None
     base = base_of(family)
     plain = work / "base"
-    plain.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(plain, ignore_errors=True)
+    plain.mkdir(parents=True)
     base.write(plain, seed)
     model = base.load(plain)
     base.save(_merged(model, family.path), plain, folder)
