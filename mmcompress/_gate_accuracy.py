@@ -13,7 +13,6 @@ from mmcompress.errors import InputError
 from mmcompress.metrics._statistics import RESAMPLES, Floats, bootstrap_means
 
 ALPHA = 0.05
-_Z = 1.644853627
 _FEW_VALUES = 16
 """Differences with as few values as this are resampled by how often each occurs, which is the same and fast."""
 
@@ -117,8 +116,3 @@ def scores_of(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     if not all("id" in record and isinstance(record.get("score"), (int, float)) for record in records):
         return {}
     return {str(record["id"]): float(record["score"]) for record in records}
-
-
-def smallest_budget(n: int, discordance: float = 0.02) -> float:
-    """The drop that ``n`` examples can hardly tell from none, where models differ on a share of them (a normal bound)."""
-    return max(_Z * math.sqrt(discordance / n), 1.0 - ALPHA ** (1.0 / n))

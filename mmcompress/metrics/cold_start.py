@@ -49,6 +49,6 @@ class ColdStart(Metric):
                 ("cold_start_ms", [item["load_ms"] + item["first_ms"] for item in found]),
                 ("load_ms", [item["load_ms"] for item in found]),
             ):
-                told = {"reason": absent.get(side.name, ""), "samples": f"cold_start/{side.name}"}
+                told: dict[str, Any] = {"reason": absent.get(side.name, ""), "samples": f"cold_start/{side.name}"}
                 rows.append(process_row(side, metric, conditions, values, "ms", **told))
         return Measured(rows, samples)
