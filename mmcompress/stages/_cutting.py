@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmcompress.errors import InputError, StageError
-from mmcompress.families import Family
+from mmcompress.families import Family, Graph
 from mmcompress.stages._choice import TOLERANCE, Plan, Ranking, Tower, choose, cumulated, options_of
 from mmcompress.stages._prices import COUNTED, Counting, Prices, Unit, count
 from mmcompress.stages._pruning import (
@@ -19,7 +19,7 @@ from mmcompress.stages._pruning import (
     Part,
     head_width_blocks,
 )
-from mmcompress.stages._removing import Found, cut
+from mmcompress.stages._removing import Found, cut, knows_head_width
 
 if TYPE_CHECKING:
     from torch import nn
@@ -101,8 +101,9 @@ def cuttable_widths(family: Family, found: Dependencies) -> tuple[dict[str, Bloc
             trial.cut(block, range(block.channels // 2))
             with torch.no_grad():
                 for before, after in zip(found.graphs, graphs, strict=True):
-                    for name, value in before.module(**before.inputs).items():
-                        got = after.module(**after.inputs)[name]
+                    made = _outputs(after)
+                    for name, value in _outputs(before).items():
+                        got = made[name]
                         if got.shape != value.shape:
                             raise ValueError(
                                 f"{before.name}.{name} would be {list(got.shape)}, not {list(value.shape)}"
@@ -113,6 +114,12 @@ def cuttable_widths(family: Family, found: Dependencies) -> tuple[dict[str, Bloc
             continue
         widths[tower] = block
     return widths, notes
+
+
+def _outputs(graph: Graph) -> dict[str, Any]:
+    """What a graph gives; traced ones may give one tensor without a name."""
+    found = graph.module(**graph.inputs)
+    return dict(found) if isinstance(found, Mapping) else {graph.outputs[0]: found}
 
 
 # --- choosing ------------------------------------------------------------------------------------------------------
@@ -134,13 +141,20 @@ def decide(found: Found, budget: Budget, scores: Scores, prices: Prices, choosin
         keep = budget.keep(name)
         if keep >= 1:
             continue
+        tower = tower_of(found, name, scores, prices, choosing)
+        if not _cuttable(tower):
+            found.notes.append(f"{name}: stays whole: {', '.join(choosing.parts)} cannot be cut in it")
+            continue
         try:
-            plans[name] = choose(
-                tower_of(found, name, scores, prices, choosing), prices, keep * total, choosing.ranking
-            )
+            plans[name] = choose(tower, prices, keep * total, choosing.ranking)
         except StageError as error:
             raise StageError(f"prune: {name}: {budget.unit}: {error}") from None
     return plans
+
+
+def _cuttable(tower: Tower) -> bool:
+    options = (*tower.counts.values(), *tower.sizes.values())
+    return any(len(some) > 1 for some in options) or (tower.layers and len(tower.all_layers()) > 1)
 
 
 def tower_of(found: Found, name: str, scores: Scores, prices: Prices, choosing: Choosing) -> Tower:
@@ -154,7 +168,7 @@ def tower_of(found: Found, name: str, scores: Scores, prices: Prices, choosing: 
         part: Part = "feed_forward" if block.prunable.heads is None else "heads"
         step = 1 if part == "heads" else choosing.round_to
         counts[block.name] = options_of(block.groups, step) if part in choosing.parts else (block.groups,)
-        if part == "heads" and "head_width" in choosing.parts:
+        if part == "heads" and "head_width" in choosing.parts and knows_head_width(found.dependencies.model, block):
             ranked = _size_scores(scores, block) * weight * block.groups / block.size
             sizes[block.name] = options_of(block.size, min(choosing.round_to, max(1, block.size // 2)))
             size_losses[block.name] = cumulated(ranked.tolist())

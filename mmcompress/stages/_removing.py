@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mmcompress.errors import StageError
 from mmcompress.families._structure import drop_layers
 from mmcompress.stages._choice import Plan
 from mmcompress.stages._pruning import HEAD_WIDTHS, MODEL_WIDTHS, Block, Dependencies, tie_again, tied_parameters
@@ -79,6 +78,12 @@ def least_of(importance: Sequence[float], count: int) -> list[int]:
     return sorted(sorted(range(len(importance)), key=lambda group: (importance[group], group))[:count])
 
 
+def knows_head_width(model: nn.Module, block: Block) -> bool:
+    """Whether an attention's module has a width of its heads that a cut can set: others read it off their inputs."""
+    modules = [model.get_submodule(name) for name in block.prunable.head_attributes or {}]
+    return any(getattr(module, name, None) == block.size for module in modules for name in HEAD_WIDTHS)
+
+
 def cut_head_width(model: nn.Module, block: Block, size: int, scores: Scores) -> Block:
     """Narrow all heads of an attention, the same number of channels in each, in place; gives the block as it is then.
 
@@ -100,19 +105,12 @@ def cut_head_width(model: nn.Module, block: Block, size: int, scores: Scores) ->
         torch_pruning.prune_linear_out_channels(model.get_submodule(name), removed)
     for name in block.consumers:
         torch_pruning.prune_linear_in_channels(model.get_submodule(name), in_values)
-    widths = 0
     for name, attributes in (block.prunable.head_attributes or {}).items():
         module = model.get_submodule(name)
         for attribute in (*attributes, *HEAD_WIDTHS):
             before = getattr(module, attribute, None)
             if attribute in HEAD_WIDTHS and before == block.size:
                 setattr(module, attribute, size)
-                widths += 1
             elif before == block.channels and before != block.groups:
                 setattr(module, attribute, block.groups * size)
-    if not widths:
-        raise StageError(
-            f"prune: {block.name}: heads cannot be narrowed, for the module knows no width of them ({', '.join(HEAD_WIDTHS)})"
-            "\n  Leave head_width out of `parts`."
-        )
     return replace(block, channels=block.groups * size)
