@@ -10,12 +10,11 @@ from typing import Any
 
 import click
 
-from mmcompress import _cli_build
+import mmcompress._cli_build  # noqa: F401 - makes the command that this one extends
 from mmcompress._cli import cli
 from mmcompress._progress import Progress
 from mmcompress.errors import UsageError
 
-assert _cli_build.cli is cli
 _OF_RECIPE = cli.commands["compile"]
 
 

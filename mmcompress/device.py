@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from mmcompress import component
 from mmcompress._ask import agreement
+from mmcompress._device_graphs import float_twins, saturates, stored_floats, stored_graphs
 from mmcompress._power import device_name, power_facts
 from mmcompress._probe import read_answers, read_expected, write_expected
 from mmcompress.component import JSON, digest_path
@@ -29,7 +30,6 @@ from mmcompress.package import (
 )
 from mmcompress.runtimes import Runtime, facts_of
 from mmcompress.runtimes._tensorrt import telling
-from mmcompress.runtimes._tensorrt_runtime import GRAPHS
 from mmcompress.store import write_json
 
 Listen = Callable[[str, int, int], None]
@@ -152,31 +152,6 @@ def target_of(manifest: Mapping[str, Any], name: str | None) -> Runtime:
 # --- building ------------------------------------------------------------------------------------------------------
 
 
-def stored_graphs(folder: Path, manifest: Mapping[str, Any], runtime: Runtime) -> dict[str, Path]:
-    """The graphs of a package that ``runtime`` can read, by name.
-
-    Raises:
-        InputError: it holds engines of another runtime alone.
-    """
-    found = {}
-    for name, entry in manifest["graphs"].items():
-        kept = folder / GRAPHS / f"{name}.onnx"
-        path = kept if kept.is_file() else folder / entry["file"]
-        if path.suffix != ".onnx" and manifest["target"]["runtime"] != runtime.component_name():
-            raise InputError(
-                f"{folder}: {entry['file']} is {manifest['target']['runtime']}'s own format, and the package holds no"
-                f" ONNX graph for {runtime.component_name()}\n"
-                "  Compile the recipe's package for onnxruntime in its place."
-            )
-        if path.suffix == ".engine":
-            raise InputError(
-                f"{folder}: an engine without its graph: it was built on the machine that it is for\n"
-                "  Compile the recipe's package for onnxruntime in its place."
-            )
-        found[name] = path
-    return found
-
-
 def _try_all(work: _Work, listen: Listen) -> Iterator[Tried]:
     """One engine per precision that makes sense here, the package's own first."""
     graphs = stored_graphs(work.folder, work.manifest, work.runtime)
@@ -185,8 +160,10 @@ def _try_all(work: _Work, listen: Listen) -> Iterator[Tried]:
     precision = work.manifest["precision"]
     if precision != "int8":
         same = work.manifest["target"]["runtime"] == work.runtime.component_name()
-        chosen = (precision, work.runtime) if same else (float_name, floats[float_name])
-        yield _try(work, *chosen, graphs, listen)
+        if same:
+            yield _try(work, precision, work.runtime, graphs, listen)
+        else:
+            yield _try(work, float_name, floats[float_name], graphs, listen)
         return
     unsafe = saturates(work.manifest["target"]["machine"], work.runtime.here())
     first = Tried("int8", None, unsafe) if unsafe else _try(work, "int8", work.runtime, graphs, listen)
@@ -194,48 +171,13 @@ def _try_all(work: _Work, listen: Listen) -> Iterator[Tried]:
     if first.folder is not None and not work.runs_here:
         return  # nothing to compare its time with
     try:
-        stored = _stored_floats(work, graphs, float_name)
+        stored = stored_floats(work.folder, graphs, float_name)
         runtime = work.runtime if stored else floats[float_name]
-        twins = stored or _float_twins(graphs, work.parent / "float")
+        twins = stored or float_twins(graphs, work.parent / "float")
     except MmcompressError as error:
         yield Tried(float_name, None, str(error))
         return
     yield _try(work, float_name, runtime, twins, listen)
-
-
-def saturates(built_for: str, here: str | None) -> str:
-    """Why INT8 graphs for a machine class are wrong on this one; empty where they are right.
-
-    Products of INT8 saturate on x86 without VNNI, unless weights were kept to seven bits for it.
-    """
-    if here is None or not here.startswith("x86") or here in ("x86-vnni", built_for):
-        return ""
-    return f"its INT8 graphs are for {built_for}, and products may saturate on {here}"
-
-
-def _stored_floats(work: _Work, graphs: Mapping[str, Path], precision: str) -> dict[str, Path]:
-    """Float graphs that the package brings for this case; none where it brings none."""
-    found = {name: work.folder / GRAPHS / precision / f"{name}.onnx" for name in graphs}
-    return found if all(path.is_file() for path in found.values()) else {}
-
-
-def _float_twins(graphs: Mapping[str, Path], folder: Path) -> dict[str, Path]:
-    """The graphs in float again.
-
-    Raises:
-        InputError: they are no ONNX graphs, or the onnx library, which rewrites them, is not installed.
-    """
-    from importlib.util import find_spec
-
-    from mmcompress.runtimes._float_twin import write_float_twin
-
-    if find_spec("onnx") is None:
-        raise InputError("not tried: the onnx library writes a quantized graph in float again\n  pip install onnx")
-    for name, path in graphs.items():
-        if path.suffix != ".onnx":
-            raise InputError(f"{path.name} is no ONNX graph; only INT8 is known of it")
-        write_float_twin(path, folder / f"{name}.onnx")
-    return {name: folder / f"{name}.onnx" for name in graphs}
 
 
 def _try(work: _Work, precision: str, runtime: Runtime, graphs: Mapping[str, Path], listen: Listen) -> Tried:

@@ -19,6 +19,7 @@ from mmcompress._probe import read_answers, read_expected, read_probe
 from mmcompress.component import JSON, digest_path
 from mmcompress.errors import InputError, NotRunnableHere, UsageError
 from mmcompress.families import Family, Feeds, Processor, Request
+from mmcompress.families._texts import TextEncoder
 from mmcompress.runtimes import Runtime, Session
 from mmcompress.store import read_json
 
@@ -97,7 +98,11 @@ class Package:
         return sum(int(graph["bytes"]) for graph in self.manifest["graphs"].values())
 
     def ask(self, request: str, values: Mapping[str, Sequence[Any]], batch_size: int = BATCH) -> NDArray[Any]:
-        """Answer a request by name for columns of raw values (``{"image": [...]}``): one row per example."""
+        """Answer a request by name for columns of raw values (``{"image": [...]}``): one row per example.
+
+        Of texts longer than the model takes the end is left out, as in training and measuring; :meth:`predict` and the
+        methods by name refuse them.
+        """
         return self._start(request, values, batch_size)()
 
     def _start(
@@ -154,6 +159,7 @@ class Package:
             raise InputError("classify takes a list of texts to choose from, one or more")
         name = "embed_audio" if "embed_audio" in {request.name for request in self.requests} else "embed_image"
         (column,) = find_request(self.requests, name).inputs
+        self._refuse_long(list(texts))
         embedded = self._start(name, {column: list(inputs) if many else [inputs]})
         described = self._start("embed_text", {"text": list(texts)})
         scores = embedded() @ described().T
@@ -196,12 +202,20 @@ class Package:
     def _one_or_many(self, name: str, values: Mapping[str, Any]) -> Any:
         """Answers in a list for lists, one for one; arrays for embeddings and numbers."""
         request = find_request(self.requests, name)
+        for key in {"text", "question"} & set(values):
+            self._refuse_long(values[key])
         many = {is_many(value) for value in values.values()}
         if len(many) > 1:
             raise InputError("give one of each value or a list of each")
         rows = self.ask(name, {key: list(value) if True in many else [value] for key, value in values.items()})
         answers = rows if request.answers in ("embeds", "numbers") else as_answers(self.processor, request, rows)
         return answers if True in many else answers[0]
+
+    def _refuse_long(self, texts: Any) -> None:
+        """Texts whose end would be left out in silence; :meth:`ask`, which measures, leaves it out as training did."""
+        encoder = getattr(self.processor, "texts", None)
+        if isinstance(encoder, TextEncoder):
+            encoder.refuse_long(texts if is_many(texts) else [texts])
 
     def probe(self) -> tuple[dict[str, list[Any]], dict[str, NDArray[Any]]]:
         """The probe examples in columns (``id``, ``image``, ``text``), and the teacher's answers by request."""

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mmcompress._ask import TimedRun, ask
+from mmcompress._sound import read_sound
 from mmcompress.errors import InputError, UsageError
 from mmcompress.package import load_package
 
@@ -88,6 +89,52 @@ def test_answers_do_not_depend_on_the_batch(package):
 def test_bad_questions(package, request_name, values, message):
     with pytest.raises(UsageError, match=message):
         package.ask(request_name, values)
+
+
+def test_a_text_that_is_too_long_is_refused_where_its_end_would_be_missing(package):
+    ten, eleven = " ".join(["red"] * 10), " ".join(["red"] * 11)
+    for ask_one in (
+        package.embed_texts,
+        lambda text: package.predict({"text": ["a", text]}),
+        lambda text: package.classify(package.path / "probe" / "0000.png", ["a", text]),
+    ):
+        ask_one(ten)
+        with pytest.raises(InputError, match=r"1 tokens more than the 12 that the model takes\n  Shorten it"):
+            ask_one(eleven)
+    assert np.array_equal(package.ask("embed_text", {"text": [eleven]}), package.ask("embed_text", {"text": [ten]}))
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        (np.zeros((24, 24), np.uint8), r"must be uint8 \[h, w, 3\] in RGB, got uint8 \(24, 24\)"),
+        (np.zeros((3, 24, 24), np.uint8), r"must be uint8 \[h, w, 3\]"),
+        (np.zeros((24, 24, 3), np.float32), "got float32"),
+        (np.zeros((0, 24, 3), np.uint8), "an empty picture"),
+        (Image.new("I;16", (8, 8)), "mode 'I;16' have no defined brightness; store it with 8 bits"),
+        (Image.new("RGB", (90_000, 900)), "more than 80,000,000 pixels; scale the picture down"),
+        ("nowhere.png", "nowhere.png: no such picture"),
+    ],
+)
+def test_pictures_of_a_wrong_size_or_mode(package, picture, words):
+    with pytest.raises(InputError, match=words):
+        package.embed_images(picture)
+
+
+@pytest.mark.parametrize(
+    ("sound", "words"),
+    [
+        ((np.zeros(100, np.float32), 50), "a sample rate of 50 Hz; expected 1000 to 384000"),
+        ((np.zeros(100, np.float32), 400_000), "a sample rate of 400000 Hz"),
+        (
+            np.zeros(100, np.float32),
+            r"pair \(samples, rate\), got ndarray\n  An array alone does not tell its sample rate",
+        ),
+    ],
+)
+def test_sounds_of_a_wrong_rate(sound, words):
+    with pytest.raises(InputError, match=words):
+        read_sound(sound)
 
 
 def test_eight_threads_get_the_same_answers(package):

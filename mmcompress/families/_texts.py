@@ -130,6 +130,23 @@ class TextEncoder:
             row[: len(encoding.ids)] = encoding.ids
         return result
 
+    def refuse_long(self, texts: Sequence[Any]) -> None:
+        """Refuse texts of which :meth:`compact` would leave out the end.
+
+        Raises:
+            InputError: a text has more tokens than the model takes.
+        """
+        longest = self.settings.max_length
+        # A token stands for a byte at least, and two frame the text.
+        long = [text for text in texts if isinstance(text, str) and len(text.encode()) + 2 > longest]
+        for text, encoding in zip(long, self._tokenizer.encode_batch([self._clean(t) for t in long]), strict=True):
+            if encoding.overflowing:
+                over = sum(end > start for part in encoding.overflowing for start, end in part.offsets)
+                raise InputError(
+                    f"the text {text[:40]!r}... has {over} tokens more than the {longest} that the model takes\n"
+                    "  Shorten it; `package.ask` takes it and leaves out its end, as training did."
+                )
+
     def expand(self, tokens: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
         """``input_ids`` int64 [n, s] with ``attention_mask`` int64 [n, s], s the longest text there.
 
