@@ -128,8 +128,10 @@ def interval_of(values: Floats, alpha: float) -> Interval:
 
 def examine(pairs: Pairs, rule: Rule) -> Found:
     """All looks that the rounds of one run have reached; the intervals are those of the last."""
-    limit, p, within = math.log1p(rule.budget), 1.0, False
-    interval = again = interval_of(np.empty(0), rule.alpha)
+    limit, p = math.log1p(rule.budget), 1.0
+    # Before the first look there is something to tell, and nothing to decide by.
+    interval = interval_of(pairs.candidate[: rule.looks[0] - 1], rule.alpha * rule.spent(0))
+    again = interval_of(np.empty(0), rule.alpha)
     for look, n in enumerate(rule.looks):
         if n > len(pairs.candidate):
             break
@@ -139,7 +141,7 @@ def examine(pairs: Pairs, rule: Rule) -> Found:
         p = min(p, _tail(interval, limit) / share)
         if interval.high <= limit:
             return Found(interval, again, p, True)
-    return Found(interval, again, p, within)
+    return Found(interval, again, p, False)
 
 
 def _tail(interval: Interval, limit: float) -> float:
@@ -259,7 +261,7 @@ def needed_rounds(interval: Interval, limit: float, alpha: float) -> int | None:
 def needed_text(found: Found, rule: Rule, *, noisy: bool = False) -> str:
     """What an undecided quantity would have needed."""
     interval = found.again if noisy else found.interval
-    if interval.n < 2:
+    if interval.n < rule.looks[0]:
         return f"{interval.n} rounds were measured; {rule.looks[0]} are the fewest"
     limit = math.copysign(math.log1p(rule.budget), interval.mean) if noisy else math.log1p(rule.budget)
     needed = needed_rounds(interval, limit, rule.alpha * rule.spent(len(rule.looks) - 1))

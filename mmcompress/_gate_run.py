@@ -207,18 +207,20 @@ def _tell_times(sampled: Sampled, quantities: Quantities, candidate: Side, rule:
                 rule,
                 status=sampled.decision.status[name],
                 reason=sampled.decision.reason[name],
-                value=math.expm1(found.mean),
+                value=math.expm1(found.mean) if found.n else None,
                 one_sided95=ends,
                 n=found.n,
                 conditions={"request": job.request, "batch": job.batch, "scope": scope},
             )
         )
-        if math.isfinite(found.high) and found.high < 0:
+        if found.n >= rule.looks[0] and found.high < 0:
             outcome.improvements.append(
                 f"{name}: {-math.expm1(found.mean):.1%} faster (at least {-math.expm1(found.high):.1%})"
             )
         level = level_of(sampled.first, job, scope, CANDIDATE)
         again = sampled.decision.first[name].again
+        if not math.isfinite(level.low) or not math.isfinite(again.deviation):
+            continue  # too few rounds for an interval; the verdict says so
         outcome.scores.append(
             {
                 "metric": name,

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from mmcompress import _gate_run, cli
+from mmcompress import _gate_show as show
 from mmcompress._gate_accuracy import drop_of, judge_drop, paired_drop
 from mmcompress._gate_decide import SIDES
 from mmcompress._gate_graphs import changed_operators, differing, graph_facts, operator_times
@@ -114,6 +115,17 @@ def test_an_open_verdict_counts_as_the_user_says(
     assert run(graphs / "copy.onnx", "--baseline", graphs / "small.onnx", "--out", out, *option) == code
     suite = ElementTree.parse(out / "verdict.xml").getroot()
     assert (suite.get("errors"), suite.get("skipped")) == (("0", "1") if code == 0 else ("1", "0"))
+
+
+def test_no_time_at_all_leaves_times_open_and_out_of_the_lock(graphs: Path, drawn: Callable[[float], None]) -> None:
+    options = _gate_run.Options(limit_seconds=-1.0)
+    side = open_side(graphs / "small.onnx", "side")
+    outcome = _gate_run.run_gate(side, side, options)
+    (verdict,) = [item for item in outcome.verdicts if item.metric.startswith("slowdown.")]
+    assert (verdict.status, verdict.n, verdict.one_sided95) == ("inconclusive", 0, None)
+    assert outcome.scores == []
+    show.write(outcome, graphs / "out", 4)
+    assert json.loads((graphs / "out" / "verdict.json").read_text())["exit_code"] == 4
 
 
 def test_a_lock_is_written_and_gated_against(
