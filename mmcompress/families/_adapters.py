@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+OLD_NAME = "`is_gradient_checkpointing` is deprecated"
+"""What transformers says of how peft 0.21 asks it."""
 
 
 def write_model(family: Family, folder: Path, work: Path, seed: int) -> None:
@@ -93,7 +96,9 @@ def _merged(model: torch.nn.Module, adapter: Path) -> torch.nn.Module:
     from peft import PeftModel
 
     try:
-        merged: torch.nn.Module = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", OLD_NAME, FutureWarning)
+            merged: torch.nn.Module = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, KeyError) as error:
         raise InputError(f"{adapter}: the adapter does not fit its model: {error}") from None
     return merged

@@ -321,7 +321,8 @@ class StageTrainer(Trainer):
         save_model(self.objective, str(folder / WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        device = str(self.args.device)
+        # safetensors knows no number of a CPU, which accelerate gives to each process.
+        device = "cpu" if self.args.device.type == "cpu" else str(self.args.device)
         load_model(self.objective, str(Path(resume_from_checkpoint) / WEIGHTS), strict=True, device=device)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:

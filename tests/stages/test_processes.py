@@ -7,9 +7,11 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import training_helpers
@@ -138,10 +140,10 @@ stages:
 """
 
 
-def distill(root: Path, store: str, steps: int, *, processes: int = 2, wait: bool = True) -> subprocess.Popen[str]:
+def distill(root: Path, store: str, steps: int) -> subprocess.Popen[str]:
     recipe = root / f"recipe-{steps}.yaml"
     recipe.write_text(RECIPE.format(teacher=root / "teacher", steps=steps))
-    torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port()}"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port()}"]
     command = [sys.executable, *torchrun, "-m", "mmcompress", "distill", str(recipe), "--store", str(root / store)]
     return subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -159,3 +161,30 @@ def test_torchrun_builds_one_artifact_and_one_process_tells_of_it(tmp_path: Path
     facts = json.loads((folder / "artifact.json").read_text())["facts"]
     assert (facts["processes"], facts["steps"]) == (2, 4)
     assert not list((tmp_path / "store" / "work").iterdir())
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_and_what_goes_on_ends_the_same(tmp_path: Path) -> None:
+    write_model(tmp_path / "teacher", dropout=0.1)
+    killed = distill(tmp_path, "killed", 150)
+    deadline = time.monotonic() + 120
+    while not (done := list((tmp_path / "killed" / "work").glob("*/training/checkpoint-*/complete.json"))):
+        assert killed.poll() is None, killed.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert done
+    workers = {one.environ()["RANK"]: one for one in psutil.Process(killed.pid).children()}
+    workers["1"].kill()
+    killed.communicate(timeout=60)
+    assert killed.returncode != 0
+    assert not any(one.is_running() for one in workers.values())
+
+    for store in ("killed", "whole"):
+        child = distill(tmp_path, store, 150)
+        _, errors = child.communicate(timeout=120)
+        assert child.returncode == 0, errors
+    folders = [next((tmp_path / store / "artifacts" / "distill").iterdir()) for store in ("killed", "whole")]
+    facts = [json.loads((folder / "artifact.json").read_text())["facts"] for folder in folders]
+    assert facts[0]["resumed_from"] > 0 == facts[1]["resumed_from"]
+    weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
+    assert weights[0] == weights[1]

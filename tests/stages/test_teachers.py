@@ -17,6 +17,7 @@ from training_helpers import SIDE, stage_input, write_model
 
 from mmcompress.component import digest_json
 from mmcompress.errors import InputError, RecipeError
+from mmcompress.families._adapters import OLD_NAME
 from mmcompress.families._adapters import write_model as write_checkpoint
 from mmcompress.families.clip import Clip
 from mmcompress.losses.logits_kl import LogitsKL
@@ -205,6 +206,7 @@ def write_adapter(base: Model, folder: Path) -> torch.nn.Module:
     return made.eval()
 
 
+@pytest.mark.filterwarnings(f"ignore:{OLD_NAME}:FutureWarning")
 def test_an_adapter_is_merged_into_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = write_model(tmp_path / "base")
     pixels = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, SIDE, SIDE)).astype(np.float32))
