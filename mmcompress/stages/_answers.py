@@ -124,11 +124,11 @@ def _checked(file: Path, name: str, ids: Sequence[str], value: Any) -> NDArray[n
     array: NDArray[np.float32] = np.asarray(value, np.float32)
     if len(array) != len(ids):
         raise InputError(f"{file}: {len(array)} rows of {name} and {len(ids)} ids")
-    broken = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+    broken: NDArray[np.bool_] = np.logical_or.reduce(~np.isfinite(array.reshape(len(array), -1)), axis=1)
     if name.endswith(".embeds"):
         length = np.linalg.norm(array, axis=-1, keepdims=True)
-        broken |= (length == 0).reshape(len(array), -1).any(axis=1)
-        array = array / np.where(length == 0, 1, length)
+        broken = broken | (length == 0).reshape(len(array), -1).any(axis=1)
+        array = np.divide(array, np.where(length == 0, 1, length), dtype=np.float32)
     if broken.any():
         wrong = [example for example, is_broken in zip(ids, broken, strict=True) if is_broken]
         raise InputError(f"{file}: {name} is not finite, or 0, for {_named(wrong)}")

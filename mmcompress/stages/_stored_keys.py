@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Literal
 
@@ -65,18 +63,17 @@ def rows_of(data: Encoded, of: Of, augment: Augment, views: int | None) -> Rows:
         if of != "examples":
             examples, texts = np.repeat(examples, np.diff(data.offsets)), np.arange(data.offsets[-1], dtype=np.int64)
     parts: list[Keys] = []
-    names: Collection[str] = sorted(data.arrays)
-    for name in names:
+    for name in sorted(data.arrays):
         in_texts = name in data.of_texts
         if not several or of == "pairs" or in_texts == (of == "texts"):
             parts.append(digests_of(data, name)[texts if in_texts else examples])
-    keys = combined(*parts) if len(parts) > 1 else reduce(lambda first, _: first, parts)
+    keys = combined(*parts) if len(parts) > 1 else parts[0]
     pictures = any(is_pictures(array) for name, array in data.arrays.items() if name not in data.of_texts)
     if augment == "none" or of == "texts" or not pictures:
         return Rows(of, examples, texts, None, keys, 1)
     count = views or 1
     numbers = np.tile(np.arange(count, dtype=np.int64), len(keys))
-    examples, texts, keys = (np.repeat(array, count) for array in (examples, texts, keys))
+    examples, texts, keys = np.repeat(examples, count), np.repeat(texts, count), np.repeat(keys, count)
     how = np.array([f"{augment} {REVISION}".ljust(16).encode()] * len(keys), "S16")
     # The parameters of a view follow from the example's hash and the view's number.
     return Rows(of, examples, texts, numbers, combined(keys, data.hashes[examples], numbers, how), count)

@@ -203,8 +203,8 @@ def stored(
             rows[of] = rows_of(data, of, augment, views)
         layout = Layout.from_json(about[name]["layout"])
         kept[name] = Kept(layout, Shards(keeping.folder(name)), rows[of], about[name]["tokens"])
-    for of in rows:
-        fill(teacher, data, {n: k for n, k in kept.items() if k.rows.of == of}, augment, tell)
+    for same in rows.values():
+        fill(teacher, data, {n: k for n, k in kept.items() if k.rows is same}, augment, tell)
     return Stored(kept, scalars)
 
 
@@ -241,6 +241,8 @@ def _layout(name: str, value: Any, mask: Any, keeping: Keeping, want: frozenset[
     if not isinstance(value, torch.Tensor):
         raise StageError(f"{name} is one tensor per layer, which is not stored\n  Use teacher_outputs: online.")
     if value.ndim == 0:
+        if not value.isfinite():
+            raise StageError(f"the teacher's {name} is not finite\n  Look at its checkpoint.")
         return {"scalar": float(value)}
     sequence = mask is not None and value.ndim == 3 and mask.shape == value.shape[:2]
     if sequence and f"{name.rpartition('.')[0]}.mask" not in want:

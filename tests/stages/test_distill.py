@@ -84,7 +84,8 @@ def test_a_teacher_that_is_not_finite_is_told(tmp_path: Path, monkeypatch: pytes
     original = Clip.outputs
 
     def broken(self: Any, model: Any, batch: Any, want: Any) -> Any:
-        return {name: value * torch.nan for name, value in original(self, model, batch, want).items()}
+        found = original(self, model, batch, want)
+        return {name: value * torch.nan if value.ndim else value for name, value in found.items()}
 
     monkeypatch.setattr(Clip, "outputs", broken)
     with pytest.raises(StageError, match="not finite for scenes/0/train/0, "):
