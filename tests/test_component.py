@@ -220,6 +220,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "vqa_v2.annotations": {"annotations": "{folder}/said_two.json"},
     "vqa_v2.images": {"images": "{folder}/more"},
     "styles": {"styles": ["zh"]},
+    "blip.terms": {"terms": {"matching": 0.5}, "task": "pretrained"},
     "vilt.labels": {"labels": "{folder}/two.jsonl", "head": "new"},
     "wav2vec2.new_head": {"new_head": ["yes", "no"], "task": "classify"},
     "perceiver.new_head": {"new_head": ["yes", "no"]},
