@@ -22,7 +22,9 @@ PARTS = {
     "width": ("width",),
     "everything": ("heads", "head_width", "feed_forward", "width", "layers"),
 }
-IMPOSSIBLE = dict.fromkeys([("blip-caption", "width"), ("fusion-class", "width")], "no tower's width can be cut")
+IMPOSSIBLE = dict.fromkeys(
+    [("blip-caption", "width"), ("captioner", "width"), ("fusion-class", "width")], "no tower's width can be cut"
+)
 """What an architecture does not allow, and how the error begins to say so."""
 NAMES = ("blip-caption", "captioner", "clap", "clip", "fusion-class", "perceiver-text")
 CASES = {case.name: case for case in cases() if case.name in NAMES}
