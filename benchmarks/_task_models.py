@@ -209,18 +209,18 @@ def _vilt(classes: Sequence[str], size: int, **fields: Any) -> dict[str, Any]:
     }
 
 
-def _vilt_pictures(folder: Path, shorter: int) -> None:
-    settings = {"size": {"shortest_edge": shorter}, "size_divisor": 8, "resample": 3, **_HALF}
+def _vilt_pictures(folder: Path, shorter: int, patch: int = 8) -> None:
+    settings = {"size": {"shortest_edge": shorter}, "size_divisor": patch, "resample": 3, **_HALF}
     _write(folder, "preprocessor_config.json", {"image_processor_type": "ViltImageProcessor", **settings})
 
 
 def scenes_vqa(folder: Path) -> None:
     """A ViLT of 5 layers of 128; a patch is a cell of the scene."""
     size = _bert_tokenizer(question_vocabulary(), 24, folder)
-    config = _vilt(answer_vocabulary(), size, image_size=24, max_position_embeddings=24)
+    config = _vilt(answer_vocabulary(), size, image_size=48, patch_size=16, max_position_embeddings=24)
     _write(folder, "config.json", config)
     _write(folder, "small.json", {**config, "num_hidden_layers": 3})
-    _vilt_pictures(folder, 24)
+    _vilt_pictures(folder, 48, 16)
 
 
 def nlvr(folder: Path) -> None:
