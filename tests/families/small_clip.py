@@ -15,9 +15,7 @@ SIDE, FRAMES = 24, 2
 EASY = f"image_size: {SIDE}, twins: 1, omit: 0.0, clutter: 0.0, unseen: 0.0, inside: 0.0, objects: [2, 2]"
 
 
-def recipe(
-    name: str, family: str, data: str, size: int, steps: int, rate: float = 0.002, prune: str = "goal: {macs: 0.8}"
-) -> str:
+def recipe(name: str, family: str, data: str, size: int, steps: int, rate: float = 0.002, keep: float = 0.8) -> str:
     return f"""\
 version: 1
 name: {name}
@@ -27,8 +25,8 @@ data:
   test: {{scenes: {{split: test, size: 400, {data}}}}}
 stages:
   - finetune: {{student: {{clip: {family}}}, steps: {steps}, batch_size: 64, learning_rate: {rate}}}
-  - distill: {{student: {{from_teacher: {{text_layers: 1}}}}, steps: 80, batch_size: 64}}
-  - prune: {{{prune}, samples: 64}}
+  - distill: {{student: {{from_teacher: {{text_layers: 1}}}}, steps: 160, batch_size: 64}}
+  - prune: {{goal: {{macs: {keep}}}, samples: 64, recover: {{steps: 60, batch_size: 64}}}}
 quantize: {{calibration_samples: 128}}
 targets: [onnxruntime]
 measure: {{metrics: [recall_at_k: {{k: [1], gallery_size: {GALLERY}}}, parameters, size], threads: 1}}
@@ -53,8 +51,7 @@ def write_recipe(folder: Path) -> Path:
 def write_films(folder: Path) -> Path:
     write_model(folder, film_vocabulary(), 64)
     family, data = f"{{config: config.json, frames: {FRAMES}}}", f"{EASY}, frames: {FRAMES}"
-    prune = "goal: {macs: 0.9}, recover: {steps: 50, batch_size: 64}"
-    (folder / "recipe.yaml").write_text(recipe("clip-films", family, data, 2500, 420, 0.0014, prune))
+    (folder / "recipe.yaml").write_text(recipe("clip-films", family, data, 2500, 420, 0.0014, 0.9))
     return folder / "recipe.yaml"
 
 
