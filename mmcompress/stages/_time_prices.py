@@ -13,7 +13,8 @@ from mmcompress.stages._pruning import Block, Layer
 class TimePrices:
     """Milliseconds of blocks, layers and the rest, linear between the measured points (see :class:`._prices.Prices`).
 
-    At its present structure a tower costs what was measured of it whole; the table says what less of it saves.
+    A deep tower takes a few percent more than its layers alone, whose weights then no longer fit the caches; what is cut
+    fits them again, so that the sum of the parts predicts it better than the whole tower less what goes.
     """
 
     def __init__(self, table: Mapping[str, Any], blocks: Sequence[Block], widths: Mapping[str, Block]) -> None:
@@ -23,12 +24,21 @@ class TimePrices:
         self._channels = {tower: block.channels for tower, block in widths.items()}
         self._tower = {block.layer: block.prunable.tower for block in blocks if block.layer is not None}
         self._layers = {tower: sum(t == tower for t in self._tower.values()) for tower in self.towers}
+        kinds: dict[tuple[str, str], set[int]] = {}
+        for block in blocks:
+            kinds.setdefault((block.prunable.tower, block.kind), set()).add(block.channels)
+        self._uneven = {tower for (tower, _), channels in kinds.items() if len(channels) > 1}
         self._curves: dict[tuple[str, str], list[tuple[float, list[tuple[float, float]]]]] = {}
 
     def rest(self, tower: str, width: int | None) -> float:
-        """What is in no layer: what the whole tower takes besides its layers, and what the width changes of that."""
-        layers = self._layers[tower] * self._per_layer(tower, None)
-        return self.towers[tower] - layers + self._base(tower, width) - self._base(tower, None)
+        """What is in no layer, by the measured depths.
+
+        Of a tower whose layers differ, the measured ones do not tell the others: what the whole takes besides is added.
+        """
+        found = self._base(tower, width)
+        if tower in self._uneven:
+            found += self.towers[tower] - self._layers[tower] * self._per_layer(tower, None) - self._base(tower, None)
+        return found
 
     def layer(self, layer: Layer, width: int | None) -> float:
         """A whole layer at a width, with all of its blocks."""
