@@ -31,12 +31,12 @@ from typing import Any
 import numpy as np
 from _claims import Claim, share_claim, write_and_print
 
-from mmcompress import _gate_accuracy as accuracy
-from mmcompress._gate_decide import AGAIN, BASELINE, CANDIDATE, Pairs, Rule, decide, pairs_of
-from mmcompress._gate_run import BUDGETS, Options, run_gate
-from mmcompress._gate_sample import BLOCK_SECONDS, VISITS
-from mmcompress._gate_selftest import write_graph
-from mmcompress._gate_sides import open_side
+from mmcompress.gate import _accuracy as accuracy
+from mmcompress.gate._decide import AGAIN, BASELINE, CANDIDATE, Pairs, Rule, decide, pairs_of
+from mmcompress.gate._run import BUDGETS, Options, run_gate
+from mmcompress.gate._sample import BLOCK_SECONDS, VISITS
+from mmcompress.gate._selftest import write_graph
+from mmcompress.gate._sides import open_side
 from mmcompress.measure import alone
 from mmcompress.metrics._timing import Block, Job, Plan, opens_graph, time_processes
 

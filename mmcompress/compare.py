@@ -78,7 +78,7 @@ def write_comparison(
     folders: Sequence[Path], page: Path | None, csv_file: Path | None, latex_file: Path | None, console: Console
 ) -> list[tuple[str, Path]]:
     """Print a comparison and write it where files are named; gives what was written."""
-    from mmcompress._page import write_page
+    from mmcompress.page import write_page
 
     report = compare(folders)
     print_report(report, console)

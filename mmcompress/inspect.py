@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress import component
-from mmcompress._page_html import Html, bullets, document, figure, join, section, table, tag
-from mmcompress._page_svg import WIDTH, drawing, rect, shortened, text
 from mmcompress.errors import InputError
 from mmcompress.families import Family
+from mmcompress.page._html import Html, bullets, document, figure, join, section, table, tag
+from mmcompress.page._svg import WIDTH, drawing, rect, shortened, text
 from mmcompress.store import MANIFEST, Store, read_json
 
 PACKAGE = "manifest.json"

@@ -115,7 +115,7 @@ def write_report(
         ValueError: two rows that are the same measurement, a number that is not finite, a row that names samples which
             are not there.
     """
-    from mmcompress._page import write_page
+    from mmcompress.page import write_page
 
     problem = _problem(rows, set(samples))
     if problem:

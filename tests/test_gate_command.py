@@ -14,14 +14,15 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from mmcompress import _gate_run, cli
-from mmcompress import _gate_show as show
-from mmcompress._gate_accuracy import drop_of, judge_drop, paired_drop
-from mmcompress._gate_decide import SIDES
-from mmcompress._gate_graphs import changed_operators, differing, graph_facts, operator_times
-from mmcompress._gate_selftest import write_graph
-from mmcompress._gate_sides import check_comparable, open_side
+from mmcompress import cli
 from mmcompress.errors import InputError, UsageError
+from mmcompress.gate import _run as _gate_run
+from mmcompress.gate import _show as show
+from mmcompress.gate._accuracy import drop_of, judge_drop, paired_drop
+from mmcompress.gate._decide import SIDES
+from mmcompress.gate._graphs import changed_operators, differing, graph_facts, operator_times
+from mmcompress.gate._selftest import write_graph
+from mmcompress.gate._sides import check_comparable, open_side
 from mmcompress.metrics._timing import Block, Job
 from mmcompress.store import write_json
 

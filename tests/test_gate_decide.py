@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from mmcompress._gate_decide import (
+from mmcompress.errors import UsageError
+from mmcompress.gate._decide import (
     AGAIN,
     BASELINE,
     CANDIDATE,
@@ -22,8 +23,7 @@ from mmcompress._gate_decide import (
     needed_rounds,
     pairs_of,
 )
-from mmcompress._gate_sample import check_budget, level_of, pilot, resolvable, sample
-from mmcompress.errors import UsageError
+from mmcompress.gate._sample import check_budget, level_of, pilot, resolvable, sample
 from mmcompress.metrics._timing import Block, Job
 
 pytestmark = pytest.mark.unit

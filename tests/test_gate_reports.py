@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from mmcompress import cli
-from mmcompress._gate_run import Options, Outcome, run_gate
-from mmcompress._gate_sides import open_side
 from mmcompress.errors import InputError, UsageError
+from mmcompress.gate._run import Options, Outcome, run_gate
+from mmcompress.gate._sides import open_side
 from mmcompress.metrics import Row
 from mmcompress.report import write_report
 
@@ -151,7 +151,7 @@ def test_samples_that_were_changed_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_report_and_something_else_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from mmcompress._gate_selftest import write_graph
+    from mmcompress.gate._selftest import write_graph
 
     old = report(tmp_path / "old", right(900))
     write_graph(tmp_path / "net.onnx", 1, rows=2, width=16)

@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from PIL import Image, ImageStat
 
 from mmcompress import cli
-from mmcompress._page import page, write_page
-from mmcompress._page_plots import Point, pareto
-from mmcompress._page_svg import Scale
+from mmcompress.page import page, write_page
+from mmcompress.page._plots import Point, pareto
+from mmcompress.page._svg import Scale
 from mmcompress.report import load_report
 from tests import page_report
 from tests.page_report import LIMIT, PACKAGE, TEACHER, Read, row

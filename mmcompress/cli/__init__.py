@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import click
 
-from mmcompress import _cli_build, _cli_device, _cli_gate, _cli_measure, _cli_show, _cli_store
-from mmcompress._cli import cli
+from mmcompress.cli import _build, _device, _gate, _measure, _show, _store
+from mmcompress.cli._group import cli
 from mmcompress.errors import MmcompressError
 
-COMMANDS = (_cli_build, _cli_device, _cli_measure, _cli_gate, _cli_show, _cli_store)
+COMMANDS = (_build, _device, _measure, _gate, _show, _store)
 """Modules whose commands the group has, in the order of a user's work."""
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
