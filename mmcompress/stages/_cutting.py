@@ -166,7 +166,7 @@ def tower_of(found: Found, name: str, scores: Scores, prices: Prices, choosing: 
         weight = prices_per_group(prices, block) if choosing.relative else 1.0
         losses[block.name] = cumulated(scores[block.name]) * weight
         part: Part = "feed_forward" if block.prunable.heads is None else "heads"
-        step = 1 if part == "heads" else choosing.round_to
+        step = 1 if part == "heads" else _step(block, choosing, 32)
         counts[block.name] = options_of(block.groups, step) if part in choosing.parts else (block.groups,)
         if part == "heads" and "head_width" in choosing.parts and knows_head_width(found.dependencies.model, block):
             ranked = _size_scores(scores, block) * weight * block.groups / block.size
@@ -180,8 +180,15 @@ def tower_of(found: Found, name: str, scores: Scores, prices: Prices, choosing: 
         )
         weight = saved / half if choosing.relative else 1.0
         losses[width.name] = cumulated(scores[width.name]) * weight
-        counts[width.name] = options_of(width.channels, choosing.round_to)
+        counts[width.name] = options_of(width.channels, _step(width, choosing, 16))
     return Tower(name, blocks, losses, counts, size_losses, sizes, width, "layers" in choosing.parts)
+
+
+def _step(block: Block, choosing: Choosing, most: int) -> int:
+    """How coarse widths are: where they multiply with widths or layers to choose from, about ``most`` of them are tried."""
+    if not {"width", "layers"} & set(choosing.parts):
+        return choosing.round_to
+    return choosing.round_to * max(1, block.groups // (most * choosing.round_to))
 
 
 def prices_per_group(prices: Prices, block: Block) -> float:
