@@ -1,6 +1,8 @@
 """What a teacher costs a training, and what it is worth.
 
-    python benchmarks/distillation.py WORK --out benchmarks/results/distillation.json   (speed: about 35 minutes on two cores)
+    python benchmarks/distillation.py WORK --out benchmarks/results/distillation.json   (two cores: about 35 minutes for the times, three hours for the quality)
+
+``--only speed`` or ``--only quality`` measures a part.
 
 WORK gets models, caches and stores: what is built there is found by a second call. ``--quick`` shows that everything runs.
 """
@@ -13,21 +15,30 @@ from pathlib import Path
 from typing import Any
 
 from _claims import Claim, main
+from _distillation_quality import quality
 from _distillation_speed import speed
 
-PARTS: tuple[Callable[[bool, Path], tuple[Sequence[Claim], Mapping[str, Any]]], ...] = (speed,)
+PARTS: dict[str, Callable[[bool, Path], tuple[Sequence[Claim], Mapping[str, Any]]]] = {
+    "speed": speed,
+    "quality": quality,
+}
+ONLY: list[str] = []
 
 
 def measure(quick: bool, work: Path) -> tuple[Sequence[Claim], Mapping[str, Any]]:
     """The claims and raw samples of all parts."""
     claims: list[Claim] = []
     samples: dict[str, Any] = {}
-    for part in PARTS:
-        found, raw = part(quick, work)
+    for name in ONLY or PARTS:
+        found, raw = PARTS[name](quick, work)
         claims += found
         samples.update(raw)
     return claims, samples
 
 
 if __name__ == "__main__":
+    while "--only" in sys.argv:
+        place = sys.argv.index("--only")
+        ONLY.append(sys.argv[place + 1])
+        del sys.argv[place : place + 2]
     sys.exit(main(__doc__ or "", measure, paths=["work"]))

@@ -133,12 +133,10 @@ def trained_claims(reports: Mapping[str, Report]) -> list[Claim]:
 
 def _gained(report: Report, seed: int, speed: Any) -> Claim:
     """Times as fast over times fewer MACs, of the whole model's picture tower."""
-    rows = {
-        row.name: row.value
-        for row in report.rows
-        if row.metric == "macs" and row.conditions.get("part") == "vision_model"
-    }
-    macs = rows.get("teacher", 0.0) / rows["prune"] if rows.get("prune") else 4.0
+    whole, cut = (find(report, "macs", name, part="vision_model").value for name in ("teacher", "prune"))
+    if not whole or not cut:
+        raise LookupError(f"{report.title}: the products of teacher and pruned model are not known")
+    macs = whole / cut
     ends = tuple(end / macs for end in speed.ci95) if speed.ci95 else None
     holds = None if ends is None else True if ends[0] >= 0.65 else False if ends[1] < 0.65 else None
     return Claim(
