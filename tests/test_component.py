@@ -228,6 +228,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "pair": {"pair": ["audio", "text"]},
     "damage": {"damage": [{"noise": 0.5}]},
     "teachers": {"teachers": [{"clip": {"path": "other"}, "weight": 0.5}]},
+    "prune.steps": {"steps": 2, "recover": {"losses": ["feature_mse"], "steps": 3}},
     "recover": {"recover": {"losses": ["feature_mse"], "steps": 3}},
 }
 """Other values of fields that candidates() does not come upon, with the fields that they need beside them."""

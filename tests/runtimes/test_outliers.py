@@ -7,7 +7,6 @@ from functools import cache
 import numpy as np
 import onnx
 import onnxruntime
-import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmcompress.metrics._statistics import bootstrap_means, drop_estimate
@@ -149,4 +148,4 @@ def test_planted_outliers_come_back(tmp_path):
     assert found.choices["blocks"].smoothing is not None
     assert len(found.choices["blocks"].float_nodes) <= 2
     assert kept(search.write("blocks", found.choices["blocks"])) >= 0.99
-    assert found.drops["accuracy"].upper <= pytest.approx(0.008)
+    assert found.drops["accuracy"].upper <= 0.008 + 1e-9
