@@ -28,13 +28,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one file, and contract tests of one case, share what is costly to make: one process runs them."""
     for item in items:
         case = getattr(getattr(item, "callspec", None), "params", {}).get("case")
-        name = f"{item.path.name}[{case.name}]" if hasattr(case, "name") else item.nodeid.partition("::")[0]
+        # No bracket: xdist takes an id for a group's only where no bracket follows the group's name.
+        name = f"case {case.name}" if hasattr(case, "name") else item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group(name))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Refuse to make everything in each process: pytest-xdist 3.8 writes groups where pytest 9.2 no longer reads them."""
-    if session.config.getoption("loadgroup", False) and session.items and "@" not in session.items[0].nodeid:
+    if session.config.getoption("loadgroup", False) and any(
+        item.nodeid.rfind("@") <= item.nodeid.rfind("]") for item in session.items
+    ):
         raise pytest.UsageError("tests are not grouped by what they share; install pytest as in constraints.txt")
 
 
