@@ -33,10 +33,10 @@ class Size:
     """How much is timed."""
 
     steps: int = 30
-    rounds: int = 12
+    rounds: int = 8
     batch: int = 128
     examples: int = 4096
-    memory_runs: int = 3
+    memory_runs: int = 2
 
 
 QUICK = Size(steps=3, rounds=2, batch=32, examples=256, memory_runs=1)

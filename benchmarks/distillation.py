@@ -1,8 +1,9 @@
 """What a teacher costs a training, and what it is worth.
 
-    python benchmarks/distillation.py WORK --out benchmarks/results/distillation.json   (two cores: about 35 minutes for the times, three hours for the quality)
+    python benchmarks/distillation.py WORK --only speed --out benchmarks/results/distillation_speed.json   (two cores: 20 minutes)
+    python benchmarks/distillation.py WORK --only quality --out benchmarks/results/distillation_quality.json   (about three hours)
 
-``--only speed`` or ``--only quality`` measures a part.
+Without ``--only`` both are measured.
 
 WORK gets models, caches and stores: what is built there is found by a second call. ``--quick`` shows that everything runs.
 """

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 def shown(value: float, name: str) -> str:
     """A value as people read it."""
-    if "times" in name:
+    if any(word in name for word in ("times", "bytes", " over ", "that gain")):
         return f"{value:.2f}"
     return f"{100 * value:.1f} {'points' if 'points' in name else '%'}"
 
