@@ -32,7 +32,7 @@ test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST)
 
 unit: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "unit and not slow and not gpu" $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "unit and not slow and not gpu" $(PYTEST)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check $(SOURCES)
