@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,6 +71,16 @@ def samples_of(reports: Sequence[Report]) -> dict[str, Any]:
         for name in report.samples
         if name.startswith(("recall_at_1/", "latency/"))
     }
+
+
+def only() -> list[str]:
+    """The names that the command line gives with ``--only``, which is taken out of it; none for everything."""
+    names = []
+    while "--only" in sys.argv:
+        place = sys.argv.index("--only")
+        names += sys.argv[place + 1 : place + 2]
+        del sys.argv[place : place + 2]
+    return names
 
 
 def main(

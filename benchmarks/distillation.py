@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from _claims import Claim, main
+from _claims import Claim, main, only
 from _distillation_quality import quality
 from _distillation_speed import speed
 
@@ -38,8 +38,5 @@ def measure(quick: bool, work: Path) -> tuple[Sequence[Claim], Mapping[str, Any]
 
 
 if __name__ == "__main__":
-    while "--only" in sys.argv:
-        place = sys.argv.index("--only")
-        ONLY.append(sys.argv[place + 1])
-        del sys.argv[place : place + 2]
+    ONLY.extend(only())
     sys.exit(main(__doc__ or "", measure, paths=["work"]))

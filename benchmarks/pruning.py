@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import _pruning_times as pruning_times
-from _claims import Claim, claim, find, main
+from _claims import Claim, claim, find, main, only
 
 from mmcompress import runs
 from mmcompress.report import Report, load_report
@@ -210,8 +210,5 @@ def measure(quick: bool, work: Path) -> tuple[Sequence[Claim], Mapping[str, Any]
 ONLY: list[str] = []
 
 if __name__ == "__main__":
-    while "--only" in sys.argv:
-        place = sys.argv.index("--only")
-        ONLY.append(sys.argv[place + 1])
-        del sys.argv[place : place + 2]
+    ONLY.extend(only())
     sys.exit(main(__doc__ or "", measure, paths=("work",)))

@@ -19,7 +19,7 @@ from typing import Any
 
 import _task_data as task_data
 import _task_models as task_models
-from _claims import Claim, main
+from _claims import Claim, main, only
 
 from mmcompress import runs
 from mmcompress.metrics import Row
@@ -121,8 +121,5 @@ def measure(quick: bool, data: Path, work: Path) -> tuple[Sequence[Claim], Mappi
 ONLY: list[str] = []
 
 if __name__ == "__main__":
-    while "--only" in sys.argv:
-        place = sys.argv.index("--only")
-        ONLY.append(sys.argv[place + 1])
-        del sys.argv[place : place + 2]
+    ONLY.extend(only())
     sys.exit(main(__doc__ or "", measure, paths=("data", "work")))
