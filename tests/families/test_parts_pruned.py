@@ -17,6 +17,7 @@ from mmcompress.recipe import load_recipe  # noqa: E402
 from mmcompress.stages._cutting import Budget, prune_model  # noqa: E402
 from mmcompress.stages._importance import uniform  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PARTS = {
     "width": ("width",),
     "everything": ("heads", "head_width", "feed_forward", "width", "layers"),
@@ -27,14 +28,6 @@ IMPOSSIBLE = dict.fromkeys(
 """What an architecture does not allow, and how the error begins to say so."""
 NAMES = ("blip-caption", "captioner", "clap", "clip", "fusion-class", "perceiver-text")
 CASES = {case.name: case for case in cases() if case.name in NAMES}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 ALWAYS = ("captioner", "clip")

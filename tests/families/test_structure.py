@@ -24,15 +24,7 @@ torch = pytest.importorskip("torch")
 from tiny_clip import clip_config, siglip_config, write_checkpoint  # noqa: E402
 
 nn = torch.nn
-pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
 
 
 class Attention(nn.Module):

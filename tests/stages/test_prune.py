@@ -26,15 +26,7 @@ from mmcompress.stages.prune import Budget, Prune, prune_model
 torch = pytest.importorskip("torch")
 from pruned_clip import WORDS, write_small_clip  # noqa: E402
 
-pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")
