@@ -1,4 +1,4 @@
-"""What distillation is worth on scenes: one student, trained with and without the teacher's weights and outputs, three seeds."""
+"""What distillation is worth on scenes and on drawings: one student, with and without the teacher's weights and outputs, three seeds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from _claims import Claim, claim, find
 
 from mmcompress import runs
@@ -13,7 +14,7 @@ from mmcompress.compare import mean_of
 from mmcompress.metrics import Row
 from mmcompress.report import Report, load_report, read_samples
 
-RECIPE = Path(__file__).parent / "distillation" / "scenes.yaml"
+RECIPES = Path(__file__).parent / "distillation"
 SEEDS = 3
 ARMS = {
     "distill": "the teacher's weights, three terms",
@@ -25,16 +26,14 @@ ARMS = {
     "contrastive_kl": "the teacher's weights, contrastive_kl alone",
 }
 METRIC, MEAN = "recall_at_1", {"direction": "mean"}
+DRAWINGS = (METRIC, "recall_at_5", "mrr")
 
 
-def quality(quick: bool, work: Path) -> tuple[Sequence[Claim], Mapping[str, Any]]:
-    """Train all arms with every seed (what is built is found) and read the claims off the reports."""
+def quality(quick: bool, data: Path, work: Path) -> tuple[Sequence[Claim], Mapping[str, Any]]:
+    """Train all arms on scenes with every seed (what is built is found) and read the claims off the reports."""
     if quick:
-        outcome = runs.run(RECIPE, smoke=True)
-        passed = not outcome.failures
-        return [Claim("every arm trains on 64 examples", float(passed), "", None, 1.0, True, passed)], {}
-    made = runs.run_seeds(RECIPE, SEEDS, store=work / "store", runs=work / "runs")
-    reports = [load_report(outcome.folder) for outcome in made]
+        return _smoke(RECIPES / "scenes.yaml"), {}
+    reports = _reports(RECIPES / "scenes.yaml", work)
     share = _parameters(reports[0], "distill") / _parameters(reports[0], "teacher")
     claims = [
         claim("recall@1 of the teacher", find(reports[0], METRIC, "teacher", **MEAN), 0.80),
@@ -50,7 +49,41 @@ def quality(quick: bool, work: Path) -> tuple[Sequence[Claim], Mapping[str, Any]
         claim("recall@1 that it keeps", _mean(reports, f"retention.{METRIC}", "distill"), 0.97),
     ]
     claims += [claim(f"recall@1: {what}", _mean(reports, METRIC, arm)) for arm, what in ARMS.items()]
-    return claims, {f"seed {seed}": _scores(report) for seed, report in enumerate(reports)}
+    return claims, {f"scenes, seed {seed}": _scores(report) for seed, report in enumerate(reports)}
+
+
+def drawings(quick: bool, data: Path, work: Path) -> tuple[Sequence[Claim], Mapping[str, Any]]:
+    """The same arms on drawings of a style that training never saw, as they come out."""
+    recipe = yaml.safe_load((RECIPES / "emoji.yaml").read_text(encoding="utf-8"))
+    recipe["teacher"] = {"clip": {"path": str(data.resolve().parent / "teachers" / "emoji-clip")}}
+    for split in ("train", "validation", "test"):
+        recipe["data"][split]["image_text"]["path"] = str(data.resolve() / "emoji" / f"{split}.jsonl")
+    work.mkdir(parents=True, exist_ok=True)
+    path = work / "distillation_emoji.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    if quick:
+        return _smoke(path), {}
+    reports = _reports(path, work)
+    claims = []
+    for metric in DRAWINGS:
+        shown = metric.replace("_at_", "@")
+        claims.append(claim(f"emoji, {shown}: the teacher", find(reports[0], metric, "teacher", **MEAN)))
+        claims += [claim(f"emoji, {shown}: {what}", _mean(reports, metric, arm)) for arm, what in ARMS.items()]
+    for arm, what in ARMS.items():
+        for seed, report in enumerate(reports):
+            row = find(report, f"drop.{METRIC}", arm, **MEAN)
+            claims.append(claim(f"emoji, recall@1 below the teacher, paired, seed {seed}, points: {what}", row))
+    return claims, {f"emoji, seed {seed}": _scores(report) for seed, report in enumerate(reports)}
+
+
+def _smoke(recipe: Path) -> list[Claim]:
+    passed = not runs.run(recipe, smoke=True).failures
+    return [Claim(f"every arm of {recipe.stem} trains on 64 examples", float(passed), "", None, 1.0, True, passed)]
+
+
+def _reports(recipe: Path, work: Path) -> list[Report]:
+    made = runs.run_seeds(recipe, SEEDS, store=work / "store", runs=work / "runs")
+    return [load_report(outcome.folder) for outcome in made]
 
 
 def _scores(report: Report) -> dict[str, str]:

@@ -42,7 +42,7 @@ class Size:
 QUICK = Size(steps=3, rounds=2, batch=32, examples=256, memory_runs=1)
 
 
-def speed(quick: bool, work: Path) -> tuple[Sequence[Claim], Mapping[str, Any]]:
+def speed(quick: bool, data: Path, work: Path) -> tuple[Sequence[Claim], Mapping[str, Any]]:
     """Examples per second by who is asked, paired by round; bytes of what is stored; peaks of anonymous memory."""
     size = QUICK if quick else Size()
     folder = work / ("speed-quick" if quick else "speed")

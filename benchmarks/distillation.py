@@ -1,11 +1,16 @@
 """What a teacher costs a training, and what it is worth.
 
-    python benchmarks/distillation.py WORK --only speed --out benchmarks/results/distillation_speed.json   (two cores: 20 minutes)
-    python benchmarks/distillation.py WORK --only quality --out benchmarks/results/distillation_quality.json   (about three hours)
+    python benchmarks/distillation.py DATA WORK --only quality --out benchmarks/results/distillation_quality.json
 
-Without ``--only`` both are measured.
+DATA holds the public sets that ``_task_data.py`` names, beside a folder ``teachers`` with ``emoji-clip``. WORK gets models, caches
+and stores: what is built there is found by a second call. The parts, all measured without ``--only``, and the time of each on two cores:
 
-WORK gets models, caches and stores: what is built there is found by a second call. ``--quick`` shows that everything runs.
+- ``speed``: cached and live teachers against training without one (20 minutes)
+- ``quality``: the arms of ``distillation/scenes.yaml``, three seeds (an hour and a half)
+- ``drawings``: the same on emoji (40 minutes)
+- ``temperature``: direction by temperature, on retrieval, classes and sequences (an hour)
+
+``--quick`` shows that everything runs.
 """
 
 from __future__ import annotations
@@ -16,22 +21,25 @@ from pathlib import Path
 from typing import Any
 
 from _claims import Claim, main, only
-from _distillation_quality import quality
+from _distillation_quality import drawings, quality
 from _distillation_speed import speed
+from _distillation_temperature import temperature
 
-PARTS: dict[str, Callable[[bool, Path], tuple[Sequence[Claim], Mapping[str, Any]]]] = {
+PARTS: dict[str, Callable[[bool, Path, Path], tuple[Sequence[Claim], Mapping[str, Any]]]] = {
     "speed": speed,
     "quality": quality,
+    "drawings": drawings,
+    "temperature": temperature,
 }
 ONLY: list[str] = []
 
 
-def measure(quick: bool, work: Path) -> tuple[Sequence[Claim], Mapping[str, Any]]:
+def measure(quick: bool, data: Path, work: Path) -> tuple[Sequence[Claim], Mapping[str, Any]]:
     """The claims and raw samples of all parts."""
     claims: list[Claim] = []
     samples: dict[str, Any] = {}
     for name in ONLY or PARTS:
-        found, raw = PARTS[name](quick, work)
+        found, raw = PARTS[name](quick, data, work)
         claims += found
         samples.update(raw)
     return claims, samples
@@ -39,4 +47,4 @@ def measure(quick: bool, work: Path) -> tuple[Sequence[Claim], Mapping[str, Any]
 
 if __name__ == "__main__":
     ONLY.extend(only())
-    sys.exit(main(__doc__ or "", measure, paths=["work"]))
+    sys.exit(main(__doc__ or "", measure, paths=["data", "work"]))
