@@ -28,12 +28,14 @@ from typing import TYPE_CHECKING, Any
 
 from mmcompress.component import JSON
 from mmcompress.errors import InputError
+from mmcompress.families._images import read_object
 from mmcompress.store import read_json, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 STRUCTURE = "structure.json"
+README = "README.md"
 FORMAT = 1
 KEPT = "kept_layers"
 """The attribute of a module list that names the layers it kept, by their index before."""
@@ -147,20 +149,39 @@ def check_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str |
         )
 
 
+def write_readme(family: str, folder: Path) -> None:
+    """Say in a pruned model's folder what opens it."""
+    text = readme(family, (folder / STRUCTURE).is_file(), read_object(folder / "config.json"))
+    (folder / README).write_text(text, encoding="utf-8")
+
+
+def carry_readme(family: str, source: Path, folder: Path) -> None:
+    """Say it again where the model of ``source``, which was pruned, was trained and saved in ``folder``."""
+    if (source / README).is_file() or (folder / STRUCTURE).is_file():
+        write_readme(family, folder)
+
+
 def readme(family: str, structured: bool, config: Mapping[str, JSON]) -> str:
     """What opens a pruned model's folder: Markdown."""
-    kind = config.get("model_type")
     own = f"`mmcompress` opens it as `{family}: {{path: THIS_FOLDER}}` in a recipe.\n"
-    if structured:
+    if not _of_transformers(config):
+        reason = "It is no model of transformers."
+    elif structured:
         reason = (
             f"Its parts were cut to different sizes, which `config.json` cannot tell and `{STRUCTURE}` does, so"
             " `from_pretrained` of transformers does not open it."
         )
-    elif isinstance(kind, str):
-        reason = "Its configuration tells all that was cut, so `from_pretrained` of transformers opens it too."
     else:
-        reason = "It is no model of transformers."
+        reason = (
+            "Its configuration tells all that was cut, so `from_pretrained` of transformers opens it too (with the class"
+            " that opened the whole model)."
+        )
     return f"# A pruned model\n\n{own}{reason}\n"
+
+
+def _of_transformers(config: Mapping[str, JSON]) -> bool:
+    kind = config.get("model_type")
+    return isinstance(kind, str) and not kind.startswith("mmcompress-")
 
 
 def read_structure(folder: Path) -> JSON | None:

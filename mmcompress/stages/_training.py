@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mmcompress import _processes
 from mmcompress.component import digest_json, dump
 from mmcompress.errors import StageError, UsageError
+from mmcompress.families._structure import carry_readme
 from mmcompress.losses import Loss
 from mmcompress.stages import Model, StageInput
 from mmcompress.stages._batches import Batches
@@ -74,7 +75,7 @@ def train(training: Training) -> dict[str, Any]:
         if tracker is not None:
             tracker.close()
         if not _processes.rank():
-            training.student.family.save(trainer.objective.student.cpu().eval(), training.student.folder, given.output)
+            _save(training, trainer)
     seconds = time.monotonic() - began
     done = trainer.state.global_step
     return {
@@ -96,6 +97,12 @@ def train(training: Training) -> dict[str, Any]:
         "split_at": trainer.split_at,
         "notes": dict(trainer.batches[0].data.notes),
     }
+
+
+def _save(training: Training, trainer: StageTrainer) -> None:
+    family, source, output = training.student.family, training.student.folder, training.given.output
+    family.save(trainer.objective.student.cpu().eval(), source, output)
+    carry_readme(family.component_name(), source, output)
 
 
 def _prepare(training: Training) -> tuple[StageTrainer, Tracker | None, int]:

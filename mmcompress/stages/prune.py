@@ -17,6 +17,7 @@ from mmcompress.component import JSON, digest_path, find
 from mmcompress.data import Examples
 from mmcompress.errors import InputError, StageError
 from mmcompress.families import Family
+from mmcompress.families._structure import write_readme
 from mmcompress.stages import Model, Stage, StageInput
 from mmcompress.stages._choice import Ranking
 from mmcompress.stages._cutting import Budget, prune_model
@@ -179,7 +180,6 @@ class Prune(Stage):
             source = Model(source.family, recovering.output)
         if (given.work / "pruned-1" / TIMES).is_file():
             shutil.copyfile(given.work / "pruned-1" / TIMES, given.output / TIMES)
-        write_readme(source.family, given.output)
         return joined(facts)
 
     def _cut(self, given: StageInput, source: Model, output: Path, step: int) -> dict[str, Any]:
@@ -200,7 +200,7 @@ class Prune(Stage):
         source.family.save(model, source.folder, output)
         if times is not None:
             write_json(output / TIMES, times.table)
-        write_readme(source.family, output)
+        write_readme(source.family.component_name(), output)
         return facts
 
     def _score(self, given: StageInput, source: Model, model: nn.Module) -> Callable[[Sequence[Block]], Scores]:
@@ -265,14 +265,6 @@ def joined(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "notes": [note for step in facts for note in step["notes"]],
         "steps": [dict(step) for step in facts],
     }
-
-
-def write_readme(family: Family, folder: Path) -> None:
-    """Say in a model folder what opens it."""
-    from mmcompress.families._structure import STRUCTURE, readme
-
-    text = readme(family.component_name(), (folder / STRUCTURE).is_file(), read_json(folder / "config.json"))
-    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def rank_by_task(

@@ -351,6 +351,25 @@ def test_tied_layers_stay_tied_or_are_refused(family, folder):
         prune_model(family, tied(), Budget("macs", 0.7), groups, relative=True)
 
 
+# --- stages after a cut -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cut", "opens"), [({"parts": ["feed_forward"], "ranking": "local"}, "opens it too"), ({}, "does not open it")]
+)
+def test_what_opens_a_pruned_model_is_said_again_when_a_later_stage_saves_it(family, folder, tmp_path, cut, opens):
+    Prune.model_validate({"goal": {"macs": 0.8}, "importance": "magnitude", "round_to": 4, **cut}).run(
+        given(family, folder, tmp_path / "cut")
+    )
+    distill = component.find("stages", "distill").model_validate({**RECOVER, "epochs": 1})
+    for source, name in ((tmp_path / "cut/output", "after"), (folder, "uncut")):
+        asked = given(family, source, tmp_path / name)
+        distill.run(dataclasses.replace(asked, teacher=Model(family, folder), teacher_key="whole"))
+    told = (tmp_path / "after/output/README.md").read_text()
+    assert told == (tmp_path / "cut/output/README.md").read_text() and opens in told
+    assert not (tmp_path / "uncut/output/README.md").exists(), "nothing was pruned"
+
+
 # --- recovery ------------------------------------------------------------------------------------------------------
 
 RECOVER = {"epochs": 2, "batch_size": 4, "precision": "fp32", "losses": [{"feature_mse": {}}]}

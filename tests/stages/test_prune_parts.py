@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from mmcompress.errors import InputError, StageError
+from mmcompress.families._structure import write_readme
 from mmcompress.families.clip import Clip
 from mmcompress.stages._cutting import Budget, find, prune_model, scored
 from mmcompress.stages._importance import uniform
 from mmcompress.stages._removing import cut_head_width
-from mmcompress.stages.prune import write_readme
 
 torch = pytest.importorskip("torch")
 from pruned_clip import write_small_clip  # noqa: E402
@@ -103,7 +103,7 @@ def test_a_uniform_cut_of_everything_opens_with_transformers(family, folder, tmp
     for opened in (family.load(tmp_path / "cut"), CLIPModel.from_pretrained(tmp_path / "cut").eval()):
         for name, array in outputs(family, opened).items():
             np.testing.assert_array_equal(array, expected[name])
-    write_readme(family, tmp_path / "cut")
+    write_readme("clip", tmp_path / "cut")
     assert "opens it too" in (tmp_path / "cut/README.md").read_text()
 
 
@@ -112,7 +112,7 @@ def test_everything_at_once_is_rebuilt_and_cut_again(family, folder, tmp_path):
     model = family.load(folder)
     first = prune_model(family, model, Budget("parameters", 0.5), groups, parts=parts, relative=True, round_to=4)
     family.save(model, folder, tmp_path / "first")
-    write_readme(family, tmp_path / "first")
+    write_readme("clip", tmp_path / "first")
     assert "does not open it" in (tmp_path / "first/README.md").read_text()
     again = family.load(tmp_path / "first")
     for name, array in outputs(family, model).items():
