@@ -284,6 +284,7 @@ def compile(
         "target": {**facts_of(runtime), "fields": runtime_fields(runtime)},
         "precision": precision,
         "requests": [dataclasses.asdict(request) for request in family.requests],
+        "left_out": dict(family.left_out),
         "graphs": {
             name: {"file": path.name, "bytes": graph_bytes(path), **graph_signature(graphs / f"{name}.onnx")}
             for name, path in engines.items()

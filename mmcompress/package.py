@@ -112,10 +112,17 @@ class Package:
         if self._session is None:
             raise UsageError(f"{self.path}: the package is closed")
         if self._batcher is not None:
+            self._find(request)
             return self._batcher.submit(request, columns_of(self.requests, request, values), batch_size)
-        find_request(self.requests, request)
+        self._find(request)
         rows = ask(self.family, self.processor, self.run, request, values, batch_size)
         return lambda: rows
+
+    def _find(self, name: str) -> Request:
+        """A request by name; of one that was left out, the reason."""
+        if name in self.family.left_out:
+            raise UsageError(f"{self.path}: no {name}: {self.family.left_out[name]}")
+        return find_request(self.requests, name)
 
     def embed_images(self, images: Any) -> NDArray[np.float32]:
         """L2-normalised embeddings of pictures, or of films where the model takes films: [n, d] of a list, [d] of one.
@@ -159,6 +166,7 @@ class Package:
             raise InputError("classify takes a list of texts to choose from, one or more")
         name = "embed_audio" if "embed_audio" in {request.name for request in self.requests} else "embed_image"
         (column,) = find_request(self.requests, name).inputs
+        self._find("embed_text")
         self._refuse_long(list(texts))
         embedded = self._start(name, {column: list(inputs) if many else [inputs]})
         described = self._start("embed_text", {"text": list(texts)})
@@ -201,7 +209,7 @@ class Package:
 
     def _one_or_many(self, name: str, values: Mapping[str, Any]) -> Any:
         """Answers in a list for lists, one for one; arrays for embeddings and numbers."""
-        request = find_request(self.requests, name)
+        request = self._find(name)
         for key in {"text", "question"} & set(values):
             self._refuse_long(values[key])
         many = {is_many(value) for value in values.values()}

@@ -129,7 +129,7 @@ class Planner:
             return {"family": family.component_name()}
 
         identity = {
-            "family": family.identity(),
+            "family": family.as_trained().identity(),
             "seed": seed if family.config is not None else None,
             "libraries": library_versions("transformers"),
         }

@@ -212,6 +212,8 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "columns": {"columns": {"text": "text"}},
     "format": {"format": "json"},
     "classes": {"columns": {"label": "text"}, "classes": {"label": ["one"]}},
+    "clip.classes": {"classes": {"names": ["a", "b"]}},
+    "clap.classes": {"classes": {"names": ["a", "b"]}},
     "streaming": {"streaming": True, "limit": 1},
     "coco_captions.path": {"path": "{folder}/coco_two.json"},
     "coco_captions.images": {"images": "{folder}/more"},

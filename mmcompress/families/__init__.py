@@ -221,10 +221,19 @@ class Family(Component):
             return {**identity, "beside": {name: digest_path(folder / name) for name in self.processing_files}}
         return identity
 
+    def as_trained(self) -> Family:
+        """The family without fields that concern packages alone: when they change, nothing is trained again."""
+        return self
+
     @property
     def requests(self) -> tuple[Request, ...]:
         """What its packages answer; the main request first."""
         raise NotImplementedError
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Requests that its packages refuse although others of the family answer them, with the reason."""
+        return {}
 
     @property
     def columns(self) -> frozenset[str]:

@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmcompress.errors import InputError
 from mmcompress.families import Feeds
+from mmcompress.families._class_table import ClassTable
 from mmcompress.families._images import read_object
 from mmcompress.families._sounds import FLOOR, Samples, mel_filters, power_spectrogram, read_extractor, read_samples
-from mmcompress.families._texts import TextEncoder, load_tokenizer, read_text_settings
+from mmcompress.families._texts import TOKENIZER_FILES, TextEncoder, load_tokenizer, read_text_settings
 
 VIEWS = 4
 """Spectrograms of one sound that a fused model sees: the whole, and its front, middle and back."""
@@ -173,11 +174,15 @@ class ClapSounds:
 class ClapProcessor:
     """Sounds (``audio``) and texts (``text``) to graph inputs; see :class:`mmcompress.families.Processor`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, classes: ClassTable | None = None) -> None:
         text = read_object(folder / "config.json").get("text_config") or {}
         # The first positions are those of padding, which has none of its own.
         positions = int(text.get("max_position_embeddings", 514)) - int(text.get("pad_token_id", 1)) - 1
         self.sounds = ClapSounds(read_clap_settings(folder))
+        self.classes = () if classes is None else classes.names
+        self.texts: TextEncoder | None = None
+        if classes is not None and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+            return  # a package whose texts are a table
         self.texts = TextEncoder(load_tokenizer(folder), read_text_settings(folder, positions))
 
     def compact(self, values: Mapping[str, Sequence[Any]]) -> Feeds:
@@ -186,13 +191,14 @@ class ClapProcessor:
         Raises:
             InputError: a sound or text that cannot be used, or a column of another name.
         """
-        unknown = sorted(set(values) - {"audio", "text"})
+        taken = ["audio"] if self.texts is None else ["audio", "text"]
+        unknown = sorted(set(values) - set(taken))
         if unknown:
-            raise InputError(f"clap takes the columns audio and text, got {', '.join(unknown)}")
+            raise InputError(f"clap takes the columns {' and '.join(taken)}, got {', '.join(unknown)}")
         compact: Feeds = {}
         if "audio" in values:
             compact.update(self.sounds.compact(values["audio"]))
-        if "text" in values:
+        if "text" in values and self.texts is not None:
             compact["text"] = self.texts.compact(values["text"])
         return compact
 
@@ -201,7 +207,7 @@ class ClapProcessor:
         feeds: Feeds = {}
         if "spectrograms" in compact:
             feeds.update(self.sounds.expand(compact))
-        if "text" in compact:
+        if "text" in compact and self.texts is not None:
             feeds.update(self.texts.expand(compact["text"]))
         return feeds
 

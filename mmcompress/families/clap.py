@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmcompress.component import JSON
-from mmcompress.errors import UsageError
+from mmcompress.errors import InputError, UsageError
 from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run
 from mmcompress.families._clap_processing import ClapProcessor
+from mmcompress.families._class_table import SCORES, ClassTable, encode_classes, with_classes, without_absent_table
 from mmcompress.families._images import PREPROCESSOR_FILES
 from mmcompress.families._texts import TOKENIZER_FILES
 
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
     from mmcompress.losses import Outputs
 
 _FILES = (*PREPROCESSOR_FILES, *TOKENIZER_FILES)
-_GRAPHS = {"embed_audio": ("audio_model", "audio_embeds"), "embed_text": ("text_model", "text_embeds")}
+_GRAPHS = {
+    "embed_audio": ("audio_model", "audio_embeds"),
+    "embed_text": ("text_model", "text_embeds"),
+    "classify": ("audio_model", SCORES),
+}
 _INPUTS = {"audio_model": ("input_features", "is_longer"), "text_model": ("input_ids", "attention_mask")}
 _PAIR = ["audio", "text"]
 
@@ -36,13 +41,30 @@ class Clap(Family):
 
     processing_files: ClassVar[tuple[str, ...]] = _FILES
 
+    classes: ClassTable | None = None
+    """What packages choose from: ``{names: [...], templates: [...]}``. Their texts are encoded once, at export; packages
+    have no text tower then, and answer no other texts."""
+
+    def identity(self) -> JSON:
+        """The fields; without classes as it was before there were any, so that finished models are found."""
+        return without_absent_table(super().identity())
+
+    def as_trained(self) -> Clap:
+        """Without the classes, which packages alone hold."""
+        return self.model_copy(update={"classes": None})
+
     @property
     def requests(self) -> tuple[Request, ...]:
-        """Embeddings of sounds and of texts."""
-        return (
-            Request("embed_audio", ("audio",), ("audio_model",)),
-            Request("embed_text", ("text",), ("text_model",)),
-        )
+        """Embeddings of sounds and of texts; with :attr:`classes` their scores in place of texts."""
+        audio = Request("embed_audio", ("audio",), ("audio_model",))
+        if self.classes is not None:
+            return (self.classes.request("audio", "audio_model"), audio)
+        return (audio, Request("embed_text", ("text",), ("text_model",)))
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Other texts, where the classes are fixed."""
+        return {} if self.classes is None else self.classes.left_out()
 
     @property
     def columns(self) -> frozenset[str]:
@@ -73,7 +95,8 @@ class Clap(Family):
         """The ``ClapModel`` of a model folder, in FP32 and evaluation mode.
 
         Raises:
-            InputError: weights that do not fit config.json and structure.json; an unknown kind of attention.
+            InputError: weights that do not fit config.json and structure.json; an unknown kind of attention; a class
+                whose text is longer than the model takes.
         """
         from mmcompress.families._clap_model import ARCHITECTURE
         from mmcompress.families._clap_processing import read_clap_settings
@@ -81,6 +104,11 @@ class Clap(Family):
 
         model: torch.nn.Module = load_model(folder, ARCHITECTURE, attention)
         model.sound_settings = read_clap_settings(folder)  # type: ignore[assignment]
+        if self.classes is not None:
+            texts = self.processor(folder).texts
+            if texts is None:
+                raise InputError(f"{folder}: no tokenizer, and the texts of `classes` cannot be encoded without one")
+            model.class_feeds = encode_classes(self.classes, texts)  # type: ignore[assignment]
         return model
 
     def save(self, model: torch.nn.Module, source: Path, folder: Path) -> None:
@@ -160,7 +188,18 @@ class Clap(Family):
         return prunable(model)
 
     def graphs(self, model: torch.nn.Module) -> list[Graph]:
-        """``audio_model`` and ``text_model``, both with normalised embeddings."""
+        """``audio_model`` and ``text_model``, both with normalised embeddings.
+
+        With :attr:`classes` ``audio_model`` alone, which has their scores too.
+        """
+        audio, text = self.traced(model)
+        if self.classes is None:
+            return [audio, text]
+        feeds: Any = model.class_feeds
+        return [with_classes(audio, text, feeds, len(self.classes.names))]
+
+    def traced(self, model: torch.nn.Module) -> list[Graph]:
+        """Both towers: pruning narrows the text tower too, whose table the package gets."""
         from mmcompress.families._clap_model import graphs
 
         return graphs(model)
@@ -173,16 +212,18 @@ class Clap(Family):
         Raises:
             InputError: configuration files that are missing, malformed or not supported.
         """
-        return ClapProcessor(folder)
+        return ClapProcessor(folder, self.classes)
 
     def package_files(self, folder: Path) -> list[str]:
-        """Configuration, tokenizer and sound settings, as far as the folder has them."""
-        return [name for name in ("config.json", *_FILES) if (folder / name).is_file()]
+        """Configuration, tokenizer (where texts are taken) and sound settings, as far as the folder has them."""
+        files = _FILES if self.classes is None else PREPROCESSOR_FILES
+        return [name for name in ("config.json", *files) if (folder / name).is_file()]
 
     def answer(self, run: Run, request: str, feeds: Feeds, length: int | None = None) -> NDArray[np.float32]:
-        """L2-normalised embeddings [n, d] of the encoded sounds or texts."""
-        if request not in _GRAPHS:
-            raise UsageError(f"clap answers no {request!r}; it answers: {', '.join(_GRAPHS)}")
+        """L2-normalised embeddings [n, d] of the encoded sounds or texts, or cosines with the classes [n, c]."""
+        known = [item.name for item in self.requests]
+        if request not in known:
+            raise UsageError(f"clap answers no {request!r}; it answers: {', '.join(known)}")
         graph, output = _GRAPHS[request]
         inputs = {name: feeds[name] for name in _INPUTS[graph] if name in feeds}
         return np.asarray(run(graph, inputs)[output], dtype=np.float32)

@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from mmcompress.component import JSON
 from mmcompress.errors import InputError, UsageError
 from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run
+from mmcompress.families._class_table import SCORES, ClassTable, encode_classes, with_classes, without_absent_table
 from mmcompress.families._clip_towers import NAMES, TEXTS_OF_BERT
 from mmcompress.families._films import FilmEncoder
 from mmcompress.families._images import PREPROCESSOR_FILES, ImageEncoder, read_image_settings, read_object
@@ -32,7 +34,11 @@ if TYPE_CHECKING:
     from mmcompress.losses import Outputs
 
 PROCESSING_FILES = (*PREPROCESSOR_FILES, *TOKENIZER_FILES)
-_GRAPHS = {"embed_image": ("vision_model", "image_embeds"), "embed_text": ("text_model", "text_embeds")}
+_GRAPHS = {
+    "embed_image": ("vision_model", "image_embeds"),
+    "embed_text": ("text_model", "text_embeds"),
+    "classify": ("vision_model", SCORES),
+}
 _INPUTS = {"vision_model": NAMES["vision"], "text_model": NAMES["text"]}
 
 
@@ -47,6 +53,18 @@ class Clip(Family):
     frames: int | None = Field(None, ge=2, le=64)
     """The pictures are films of so many frames at most; of longer ones that many are taken, evenly spaced."""
 
+    classes: ClassTable | None = None
+    """What packages choose from: ``{names: [...], templates: [...]}``. Their texts are encoded once, at export; packages
+    have no text tower then, and answer no other texts."""
+
+    def identity(self) -> JSON:
+        """The fields; without classes as it was before there were any, so that finished models are found."""
+        return without_absent_table(super().identity())
+
+    def as_trained(self) -> Clip:
+        """Without the classes, which packages alone hold."""
+        return self.model_copy(update={"classes": None})
+
     @property
     def seen(self) -> str:
         """The column of what is embedded beside texts: ``image`` or ``frames``."""
@@ -54,11 +72,16 @@ class Clip(Family):
 
     @property
     def requests(self) -> tuple[Request, ...]:
-        """Embeddings of pictures (or films) and of texts."""
-        return (
-            Request("embed_image", (self.seen,), ("vision_model",)),
-            Request("embed_text", ("text",), ("text_model",)),
-        )
+        """Embeddings of pictures (or films) and of texts; with :attr:`classes` their scores in place of texts."""
+        image = Request("embed_image", (self.seen,), ("vision_model",))
+        if self.classes is not None:
+            return (self.classes.request(self.seen, "vision_model"), image)
+        return (image, Request("embed_text", ("text",), ("text_model",)))
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Other texts, where the classes are fixed."""
+        return {} if self.classes is None else self.classes.left_out()
 
     @property
     def columns(self) -> frozenset[str]:
@@ -87,11 +110,17 @@ class Clip(Family):
         """The model of a model folder, in FP32 and evaluation mode.
 
         Raises:
-            InputError: weights that do not fit config.json and structure.json; an unknown kind of attention.
+            InputError: weights that do not fit config.json and structure.json; an unknown kind of attention; a class
+                whose text is longer than the model takes.
         """
         from mmcompress.families._clip_checkpoints import load_model
 
         model: torch.nn.Module = load_model(folder, attention)
+        if self.classes is not None:
+            texts = self.processor(folder).texts
+            if texts is None:
+                raise InputError(f"{folder}: no tokenizer, and the texts of `classes` cannot be encoded without one")
+            model.class_feeds = encode_classes(self.classes, texts)  # type: ignore[assignment]
         return model
 
     def save(self, model: torch.nn.Module, source: Path, folder: Path) -> None:
@@ -169,7 +198,18 @@ class Clip(Family):
         return prunable(model)
 
     def graphs(self, model: torch.nn.Module) -> list[Graph]:
-        """``vision_model`` (of pictures, or films of any length) and ``text_model``, both with normalised embeddings."""
+        """``vision_model`` (of pictures, or films of any length) and ``text_model``, both with normalised embeddings.
+
+        With :attr:`classes` ``vision_model`` alone, which has their scores too.
+        """
+        vision, text = self.traced(model)
+        if self.classes is None:
+            return [vision, text]
+        feeds: Any = model.class_feeds
+        return [with_classes(vision, text, feeds, len(self.classes.names))]
+
+    def traced(self, model: torch.nn.Module) -> list[Graph]:
+        """Both towers: pruning narrows the text tower too, whose table the package gets."""
         from mmcompress.families._clip_model import graphs
 
         return graphs(model, self.frames)
@@ -182,16 +222,18 @@ class Clip(Family):
         Raises:
             InputError: configuration files that are missing, malformed or not supported.
         """
-        return ClipProcessor(folder, self.frames)
+        return ClipProcessor(folder, self.frames, self.classes)
 
     def package_files(self, folder: Path) -> list[str]:
-        """Configuration, tokenizer and picture settings, as far as the folder has them."""
-        return [name for name in ("config.json", *PROCESSING_FILES) if (folder / name).is_file()]
+        """Configuration, tokenizer (where texts are taken) and picture settings, as far as the folder has them."""
+        files = PROCESSING_FILES if self.classes is None else PREPROCESSOR_FILES
+        return [name for name in ("config.json", *files) if (folder / name).is_file()]
 
     def answer(self, run: Run, request: str, feeds: Feeds, length: int | None = None) -> NDArray[np.float32]:
-        """L2-normalised embeddings [n, d] of the encoded pictures or texts."""
-        if request not in _GRAPHS:
-            raise UsageError(f"clip answers no {request!r}; it answers: {', '.join(_GRAPHS)}")
+        """L2-normalised embeddings [n, d] of the encoded pictures or texts, or cosines with the classes [n, c]."""
+        known = [item.name for item in self.requests]
+        if request not in known:
+            raise UsageError(f"clip answers no {request!r}; it answers: {', '.join(known)}")
         graph, output = _GRAPHS[request]
         inputs = {name: feeds[name] for name in _INPUTS[graph] if name in feeds}
         return np.asarray(run(graph, inputs)[output], dtype=np.float32)
@@ -203,14 +245,18 @@ class ClipProcessor:
     See :class:`mmcompress.families.Processor`.
     """
 
-    def __init__(self, folder: Path, frames: int | None = None) -> None:
+    def __init__(self, folder: Path, frames: int | None = None, classes: ClassTable | None = None) -> None:
         config = read_object(folder / "config.json")
         text = config.get("text_config") or {}
         kind = str(config.get("model_type"))
         siglip = kind == "siglip"
         self.seen = "image" if frames is None else "frames"
+        self.classes = () if classes is None else classes.names
         self.images = ImageEncoder(read_image_settings(folder))
         self.films = None if frames is None else FilmEncoder(self.images.settings, frames)
+        self.texts: TextEncoder | None = None
+        if classes is not None and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+            return  # a package whose texts are a table
         settings = read_text_settings(
             folder,
             int(text.get("max_position_embeddings", 64 if siglip else 512 if kind in TEXTS_OF_BERT else 77)),
@@ -227,15 +273,16 @@ class ClipProcessor:
         Raises:
             InputError: a picture, film or text that cannot be used, or a column of another name.
         """
-        unknown = sorted(set(values) - {self.seen, "text"})
+        taken = [self.seen] if self.texts is None else [self.seen, "text"]
+        unknown = sorted(set(values) - set(taken))
         if unknown:
-            raise InputError(f"clip takes the columns {self.seen} and text, got {', '.join(unknown)}")
+            raise InputError(f"clip takes the columns {' and '.join(taken)}, got {', '.join(unknown)}")
         compact: Feeds = {}
         if "image" in values:
             compact["image"] = self.images.compact(values["image"])
         if self.films is not None and "frames" in values:
             compact["frames"], compact["frames_count"] = self.films.compact(values["frames"])
-        if "text" in values:
+        if "text" in values and self.texts is not None:
             compact["text"] = self.texts.compact(values["text"])
         return compact
 
@@ -249,7 +296,7 @@ class ClipProcessor:
             feeds["pixel_values"] = self.images.expand(compact["image"])
         if self.films is not None and "frames" in compact:
             feeds.update(self.films.expand(compact["frames"], compact["frames_count"]))
-        if "text" in compact:
+        if "text" in compact and self.texts is not None:
             feeds.update(self.texts.expand(compact["text"]))
         return feeds
 

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from pydantic import field_validator
 
 from mmcompress.errors import InputError
+from mmcompress.families._class_table import Embeddings, check_templates, class_embeddings
 from mmcompress.metrics import Bench, Measured, Scores, Subject
 from mmcompress.metrics._pairs import Pairs
 from mmcompress.metrics._quality import TIE, Column, derived_names, quality_rows
 
-Embeddings = NDArray[np.float32]
+__all__ = ["ZeroShot", "class_embeddings", "classify"]
 
 
 class ZeroShot(Pairs):
@@ -29,9 +30,7 @@ class ZeroShot(Pairs):
     @field_validator("templates")
     @classmethod
     def _has_a_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
-        wrong = [template for template in templates if template.count("{}") != 1]
-        if wrong or not templates:
-            raise ValueError(f"expected templates with one {{}} each; got {', '.join(map(repr, wrong)) or 'none'}")
+        check_templates(templates)
         return templates
 
     def gives(self) -> frozenset[str]:
@@ -64,21 +63,8 @@ class ZeroShot(Pairs):
         return Measured(quality_rows(subjects, columns, scores, bench.seed), samples)
 
 
-def class_embeddings(prompts: Embeddings, classes: int) -> Embeddings:
-    """Prompt embeddings [classes * templates, d], class by class, to L2-normalised class embeddings [classes, d]."""
-    heads = _normalised(prompts).reshape(classes, -1, prompts.shape[-1]).mean(axis=1)
-    return _normalised(heads)
-
-
 def classify(images: Embeddings, heads: Embeddings, labels: NDArray[np.int64]) -> tuple[Scores, NDArray[np.int64]]:
     """1 where the true class is nearer than every other, and the nearest class: [n] each."""
     similar = images @ heads.T
     true = np.take_along_axis(similar, labels[:, None], axis=1)
     return ((similar >= true - TIE).sum(axis=1) == 1).astype(np.float64), similar.argmax(axis=1)
-
-
-def _normalised(vectors: Embeddings) -> Embeddings:
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    if not bool((lengths > 0).all()):
-        raise InputError("an embedding is zero, and has no direction to compare")
-    return np.asarray(vectors / lengths, dtype=np.float32)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mmcompress.component import JSON
 from mmcompress.families import Feeds
+from mmcompress.families._class_table import SCORES
 from mmcompress.runtimes._fuse import FUSED
 from mmcompress.runtimes._quantize import PRODUCTS, int8_products
 
@@ -99,6 +100,8 @@ def _why(node: onnx.NodeProto, wanted: bool, quantized: bool, weighted: bool, ru
         return ""
     if node.op_type in ATTENTION:
         return "its weights lie inside one operator, which got no Q/DQ"
+    if SCORES in node.output:
+        return "the comparison with the table of classes stays float"
     return (
         "its operator was left in float" if weighted else "a product of two activations has no weight to make smaller"
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmcompress.errors import StageError
 from mmcompress.families import Feeds
+from mmcompress.families._class_table import SCORES
 from mmcompress.runtimes import Scheme
 from mmcompress.runtimes._axes import Bounds, read_bounds, write_bounds
 from mmcompress.runtimes._calibrate import Statistics, observe
@@ -94,7 +95,7 @@ def calibrate(
     chosen = [
         node.name
         for node in weighted_nodes(model)
-        if node.op_type in scheme.operators and node.name not in nodes_to_exclude
+        if node.op_type in scheme.operators and node.name not in nodes_to_exclude and SCORES not in node.output
     ]
     if not chosen:
         raise StageError(f"{source.name}: no {', '.join(scheme.operators)} with weights; there is nothing to quantize")
