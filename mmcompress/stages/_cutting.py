@@ -108,7 +108,7 @@ def cuttable_widths(family: Family, found: Dependencies) -> tuple[dict[str, Bloc
                             raise ValueError(
                                 f"{before.name}.{name} would be {list(got.shape)}, not {list(value.shape)}"
                             )
-        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+        except (StageError, RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             notes.append(f"{tower}: its width stays: other parts of the model depend on it ({reason})")
             continue

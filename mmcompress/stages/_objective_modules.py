@@ -12,7 +12,7 @@ from torch import Tensor
 from mmcompress.families import Family
 from mmcompress.losses import Loss, Outputs
 from mmcompress.losses._embeddings import embedded_pair
-from mmcompress.losses._schedule import fixed
+from mmcompress.losses._schedule import Ramp, fixed
 from mmcompress.losses.task import Task
 
 
@@ -53,6 +53,9 @@ class Objective(torch.nn.Module):
         self.shares = tuple(shares)
         self.mixes = bool(want & family.mixing())
         """Whether outputs of an example depend on the other examples of its batch, which is never split then."""
+        fields = (getattr(loss, name) for loss in losses for name in type(loss).model_fields)
+        self.scheduled = any(isinstance(value, Ramp) for value in fields)
+        """Whether a weight or a temperature changes in the course of the training."""
         self.projections = torch.nn.ModuleDict()
         self.done = 0.0
         """Share of the training that is done, which schedules of losses follow."""

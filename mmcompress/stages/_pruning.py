@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 Part = Literal["heads", "head_width", "feed_forward", "width", "layers"]
+ROUNDS = 10
+"""How often channels may come back to the same operators, on average: what ends does so in a round or two."""
 HEAD_WIDTHS = ("head_dim", "attention_head_size")
 """What attention modules call the channels of one head."""
 MODEL_WIDTHS = ("embed_dim", "hidden_size", "d_model")
@@ -129,6 +131,8 @@ class Dependencies:
         None where the tower has no layers that add to such a stream. Whether it can be cut is another matter: a graph may
         hand the stream on as it is. :func:`mmcompress.stages._cutting.cuttable_widths` tries.
         """
+        from torch.nn.utils.parametrize import is_parametrized
+
         inner = next((b for b in self.blocks if b.prunable.tower == tower and b.layer is not None), None)
         if inner is None:
             return None
@@ -139,6 +143,8 @@ class Dependencies:
         takers: list[str] = []
         for dependency, indices in self._items(prunable, inner.graph, range(channels)):
             name = self._names.get(dependency.target.module)
+            if name is not None and is_parametrized(dependency.target.module):
+                raise StageError(f"prune: {prunable.block}: the weight of {name} is computed of others, and stays")
             if name is not None and _is_linear(dependency.target.module) and len(indices) == channels:
                 makes = self._traced[inner.graph].is_out_channel_pruning_fn(dependency.handler)
                 (makers if makes else takers).append(name)
@@ -169,6 +175,8 @@ class Dependencies:
                 raise StageError(f"prune: {prunable.block}: the graph through {prunable.root} misses {name}")
             if any(target.module is module for target, _ in found):
                 continue
+            if not _ends(self._traced[graph], module, cut, indices):
+                raise StageError(f"prune: {prunable.block}: what hangs together with {name} has no end in its graph")
             for item in self._traced[graph].get_pruning_group(module, cut, indices).items:
                 found.setdefault((item.dep.target, item.dep.handler), item)
         return list(found.values())
@@ -223,6 +231,36 @@ def _trace(graph: Graph) -> Any:
             f"prune: graph {graph.name}: the forward of {type(graph.module).__name__} cannot be traced:"
             f" {type(error).__name__}: {error}"
         ) from error
+
+
+def _ends(traced: Any, module: nn.Module, cut: Any, channels: Sequence[int]) -> bool:
+    """Whether following channels comes to an end.
+
+    Torch-Pruning takes any join of tensors for one of channels: where texts and patches are joined along the sequence and
+    come back to the same layers, each round has new channels, and it would go on for hours.
+    """
+    from torch_pruning._helpers import _HybridIndex
+    from torch_pruning.dependency.index_mapping import update_index_mapping
+
+    update_index_mapping(traced)
+    start = [_HybridIndex(idx=index, root_idx=index) for index in channels]
+    waiting: list[tuple[Any, Any, Any]] = [(traced.module2node[module], cut, start)]
+    seen: set[tuple[Any, Any, tuple[Any, ...]]] = set()
+    while waiting:
+        node, handler, indices = waiting.pop()
+        for dependency in node.dependencies if len(indices) else ():
+            if not dependency.is_triggered_by(handler):
+                continue
+            moved = indices
+            for mapping in dependency.index_mapping:
+                moved = moved if mapping is None else mapping(moved)
+            step = (dependency.target, dependency.handler, tuple(moved))
+            if step not in seen:
+                seen.add(step)
+                waiting.append((dependency.target, dependency.handler, moved))
+        if len(seen) > ROUNDS * len(traced.module2node):
+            return False
+    return True
 
 
 def _is_linear(module: Any) -> bool:

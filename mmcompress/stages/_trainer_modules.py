@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections import deque
@@ -27,15 +26,15 @@ from mmcompress.losses import Outputs
 from mmcompress.stages._batches import Batches, Progress
 from mmcompress.stages._exhaustion import is_memory
 from mmcompress.stages._objective_modules import Objective
+from mmcompress.stages._runaway import TIMES, Runaway
 from mmcompress.stages._shares import ids_of, shortened
 from mmcompress.stages._teacher_outputs import Asked
 from mmcompress.stages._tracking import Tracker
+from mmcompress.stages._training_checkpoints import complete_checkpoints, seal, step_of
 from mmcompress.stages._whole_batch_modules import WholeBatch, cut, random_state, replay
 from mmcompress.store import read_json, write_json
 
 WEIGHTS = "model.safetensors"
-COMPLETE = "complete.json"
-"""Written last into a checkpoint: the sizes of its files."""
 SPLIT = "split.json"
 """Into how many parts a batch is split that did not fit into memory, and since which step."""
 RECENT = 20
@@ -159,6 +158,7 @@ class StageTrainer(Trainer):
         self.split_at: int | None = None
         self.gradient_norm = self.rate_used = 0.0
         self.terms: deque[dict[str, Tensor]] = deque(maxlen=RECENT)
+        self.runaway = Runaway(course.steps, self.folder, objective.scheduled)
         self.whole_batch = WholeBatch(objective, self.ask_teachers, partial(autocast, args.device, args.bf16))
         # Gradients are added up over the processes by WholeBatch, once for all backward passes of a batch.
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
@@ -176,6 +176,7 @@ class StageTrainer(Trainer):
         if checkpoint is not None:
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
             self.offset = state.global_step
+            self.runaway.resume()
             if (self.folder / SPLIT).is_file():
                 split = read_json(self.folder / SPLIT)
                 self.parts, self.split_at = split["parts"], split["step"]
@@ -225,7 +226,7 @@ class StageTrainer(Trainer):
         """The gradients of a whole batch, in parts where it does not fit into memory otherwise.
 
         Raises:
-            StageError: the loss is not finite.
+            StageError: the loss is not finite, or runs away.
         """
         model.train()
         batch = self._prepare_inputs(inputs)
@@ -238,8 +239,13 @@ class StageTrainer(Trainer):
             if terms is None:
                 replay(state)
         if not torch.isfinite(terms["loss"]):
-            raise StageError(self._diverged("loss", terms))
+            raise StageError(self._diverged("the loss is not finite", terms))
         self.terms.append(terms)
+        if self.runaway.sees(self.state.global_step, float(terms["loss"])):
+            what = (
+                f"the loss has run away, to over {TIMES:g} times its level of the beginning, {self.runaway.level:.4g},"
+            )
+            raise StageError(self._diverged(what, terms, self.runaway.good))
         return terms["loss"].detach()
 
     def _attempt(self, batch: Any, size: int) -> dict[str, Tensor] | None:
@@ -266,15 +272,16 @@ class StageTrainer(Trainer):
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
         self.gradient_norm, self.rate_used = float(norm), float(self._get_learning_rate())
         if not math.isfinite(self.gradient_norm):
-            raise StageError(self._diverged("gradient", self.terms[-1]))
+            raise StageError(self._diverged("the gradient is not finite", self.terms[-1]))
         return norm
 
-    def _diverged(self, what: str, terms: Mapping[str, Tensor]) -> str:
+    def _diverged(self, what: str, terms: Mapping[str, Tensor], until: int | None = None) -> str:
         step = self.state.global_step
-        good = complete_checkpoints(self.folder)
+        found = complete_checkpoints(self.folder)
+        good = [path for path in found if until is None or step_of(path) <= until]
         told = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
         return (
-            f"the {what} is not finite at step {step + 1} of {self.course.steps} ({told})\n"
+            f"{what} at step {step + 1} of {self.course.steps} ({told})\n"
             f"  The batch: {shortened(ids_of(self.batches[0], step))}.\n"
             f"  The last good checkpoint is {good[-1] if good else 'none'}.\n"
             "  Lower learning_rate, raise warmup, or use precision: fp32."
@@ -337,27 +344,14 @@ class StageTrainer(Trainer):
         _processes.wait()
 
     def _complete(self, folder: Path) -> None:
-        for file in folder.iterdir():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-        write_json(folder / COMPLETE, {file.name: file.stat().st_size for file in folder.iterdir()})
-        best = self.state.best_model_checkpoint
-        for old in complete_checkpoints(self.folder)[:-2]:
-            if best is None or old != Path(best):
+        seal(folder)
+        found = complete_checkpoints(self.folder)
+        # The last one before a rise that may become a divergence, which its message names.
+        good = [path for path in found if step_of(path) <= self.runaway.good][-1:]
+        kept = {*found[-2:], *good, Path(self.state.best_model_checkpoint or "")}
+        for old in found:
+            if old not in kept:
                 shutil.rmtree(old)
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints that were written to their end, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if _complete(path)]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
-
-
-def _complete(checkpoint: Path) -> bool:
-    if not (checkpoint / COMPLETE).is_file():
-        return False
-    sizes = read_json(checkpoint / COMPLETE)
-    return all((checkpoint / n).is_file() and (checkpoint / n).stat().st_size == size for n, size in sizes.items())
 
 
 def arguments(folder: Path, *, bf16: bool, seed: int, **fields: Any) -> TrainingArguments:

@@ -20,6 +20,7 @@ from mmcompress.stages._batches import Batches
 from mmcompress.stages._exhaustion import told_errors
 from mmcompress.stages._feeding import Answers, Feeding, Teacher
 from mmcompress.stages._tracking import Tracker
+from mmcompress.stages._training_checkpoints import complete_checkpoints
 from mmcompress.stages._training_fields import TrainingFields, wanted
 from mmcompress.stages._vocabularies import check_vocabularies
 
@@ -230,8 +231,6 @@ def _course(fields: TrainingFields, total: int) -> Course:
 
 def _last_checkpoint(folder: Path) -> Path | None:
     """The last checkpoint that was written to its end; half-written ones are removed."""
-    from mmcompress.stages._trainer_modules import complete_checkpoints
-
     complete = complete_checkpoints(folder)
     for path in folder.glob("checkpoint-*"):
         if path not in complete:
