@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 STRUCTURE = "structure.json"
 README = "README.md"
 FORMAT = 1
+PLACES = ("layer_idx", "layer_num")
+"""What modules call the number of their layer."""
 KEPT = "kept_layers"
 """The attribute of a module list that names the layers it kept, by their index before."""
 
@@ -105,8 +107,9 @@ def drop_layers(model: nn.Module, stack: str, kept: Sequence[int]) -> None:
     setattr(after, KEPT, [origin[index] for index in kept] if origin else list(kept))
     for place, layer in enumerate(after):
         for module in layer.modules():
-            if type(getattr(module, "layer_idx", None)) is int:
-                module.layer_idx = place  # type: ignore[assignment]
+            for name in PLACES:
+                if type(getattr(module, name, None)) is int:
+                    setattr(module, name, place)
     owner, _, attribute = stack.rpartition(".")
     setattr(model.get_submodule(owner), attribute, after)
 
@@ -168,7 +171,7 @@ def readme(family: str, structured: bool, config: Mapping[str, JSON]) -> str:
         reason = "It is no model of transformers."
     elif structured:
         reason = (
-            f"Its parts were cut to different sizes, which `config.json` cannot tell and `{STRUCTURE}` does, so"
+            f"Its parts were cut to sizes that `config.json` cannot tell and `{STRUCTURE}` does, so"
             " `from_pretrained` of transformers does not open it."
         )
     else:
