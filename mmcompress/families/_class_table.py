@@ -59,9 +59,9 @@ class ClassTable(BaseModel):
         return {"embed_text": reason}
 
 
-def without_absent_table(identity: JSON) -> JSON:
-    """A family's identity without the field ``classes`` where it is None."""
-    fields = {name: value for name, value in identity["fields"].items() if name != "classes" or value is not None}
+def without_usual(identity: JSON, **usual: JSON) -> JSON:
+    """A family's identity without fields that are as they were before there was a choice, so that old keys hold."""
+    fields = {name: value for name, value in identity["fields"].items() if name not in usual or value != usual[name]}
     return {**identity, "fields": fields}
 
 

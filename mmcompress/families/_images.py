@@ -354,12 +354,12 @@ class ImageEncoder:
 
     def expand(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [n, h, w, 3] to float32 [n, 3, h, w], rescaled and normalised."""
-        channels = [np.take(table, pixels[..., channel]) for channel, table in enumerate(self._tables)]
+        channels = [np.take(table, pixels[..., channel]) for channel, table in enumerate(self.tables)]
         return np.stack(channels, axis=1)
 
     @cached_property
-    def _tables(self) -> NDArray[np.float32]:
-        """The result for each of the 256 values of each channel: transformers' arithmetic, done once."""
+    def tables(self) -> NDArray[np.float32]:
+        """float32 [3, 256]: the result for each of the 256 values of each channel: transformers' arithmetic, done once."""
         settings = self.settings
         values = np.arange(256, dtype=np.float64)
         scaled = (values if settings.rescale is None else values * settings.rescale).astype(np.float32)

@@ -13,7 +13,7 @@ from mmcompress.component import JSON
 from mmcompress.errors import InputError, UsageError
 from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run
 from mmcompress.families._clap_processing import ClapProcessor
-from mmcompress.families._class_table import SCORES, ClassTable, encode_classes, with_classes, without_absent_table
+from mmcompress.families._class_table import SCORES, ClassTable, encode_classes, with_classes, without_usual
 from mmcompress.families._images import PREPROCESSOR_FILES
 from mmcompress.families._texts import TOKENIZER_FILES
 
@@ -47,7 +47,7 @@ class Clap(Family):
 
     def identity(self) -> JSON:
         """The fields; without classes as it was before there were any, so that finished models are found."""
-        return without_absent_table(super().identity())
+        return without_usual(super().identity(), classes=None)
 
     def as_trained(self) -> Clap:
         """Without the classes, which packages alone hold."""

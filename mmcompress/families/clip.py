@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmcompress.component import JSON
 from mmcompress.errors import InputError, UsageError
 from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run
-from mmcompress.families._class_table import SCORES, ClassTable, encode_classes, with_classes, without_absent_table
+from mmcompress.families._class_table import SCORES, ClassTable, encode_classes, with_classes, without_usual
 from mmcompress.families._clip_towers import NAMES, TEXTS_OF_BERT
 from mmcompress.families._films import FilmEncoder
 from mmcompress.families._images import PREPROCESSOR_FILES, ImageEncoder, read_image_settings, read_object
+from mmcompress.families._picture_graph import PIXELS, normalised, takes_bytes
 from mmcompress.families._texts import TOKENIZER_FILES, TextEncoder, load_tokenizer, read_text_settings
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ _GRAPHS = {
     "embed_text": ("text_model", "text_embeds"),
     "classify": ("vision_model", SCORES),
 }
-_INPUTS = {"vision_model": NAMES["vision"], "text_model": NAMES["text"]}
+_INPUTS = {"vision_model": (*NAMES["vision"], PIXELS), "text_model": NAMES["text"]}
 
 
 class Clip(Family):
@@ -57,13 +58,23 @@ class Clip(Family):
     """What packages choose from: ``{names: [...], templates: [...]}``. Their texts are encoded once, at export; packages
     have no text tower then, and answer no other texts."""
 
+    preprocessing: Literal["python", "graph"] = "python"
+    """``graph``: packages' graphs take bytes, ``pixels`` uint8 [batch, height, width, 3], and rescale and normalise
+    themselves; decoding and resizing stay Pillow's. Of pictures alone."""
+
+    @model_validator(mode="after")
+    def _bytes_of_pictures(self) -> Clip:
+        if self.preprocessing == "graph" and self.frames is not None:
+            raise ValueError("preprocessing: graph takes pictures, and `frames` makes them films; leave one out")
+        return self
+
     def identity(self) -> JSON:
-        """The fields; without classes as it was before there were any, so that finished models are found."""
-        return without_absent_table(super().identity())
+        """The fields; where packages are the usual ones as it was before there were others, so that models are found."""
+        return without_usual(super().identity(), classes=None, preprocessing="python")
 
     def as_trained(self) -> Clip:
-        """Without the classes, which packages alone hold."""
-        return self.model_copy(update={"classes": None})
+        """Without classes and preprocessing in the graph, which packages alone hold."""
+        return self.model_copy(update={"classes": None, "preprocessing": "python"})
 
     @property
     def seen(self) -> str:
@@ -121,6 +132,8 @@ class Clip(Family):
             if texts is None:
                 raise InputError(f"{folder}: no tokenizer, and the texts of `classes` cannot be encoded without one")
             model.class_feeds = encode_classes(self.classes, texts)  # type: ignore[assignment]
+        if self.preprocessing == "graph":
+            model.picture_settings = read_image_settings(folder)  # type: ignore[assignment]
         return model
 
     def save(self, model: torch.nn.Module, source: Path, folder: Path) -> None:
@@ -157,6 +170,9 @@ class Clip(Family):
         unknown = sorted(want - self.provides() - {"fusion.logit_bias"})
         if unknown:
             raise UsageError(f"clip gives no {', '.join(unknown)}\n  it gives: {', '.join(sorted(self.provides()))}")
+        if PIXELS in batch:
+            settings: Any = model.picture_settings
+            batch = {**batch, "pixel_values": normalised(batch[PIXELS], settings)}
         return outputs(model, batch, want)
 
     def provides(self) -> frozenset[str]:
@@ -200,9 +216,13 @@ class Clip(Family):
     def graphs(self, model: torch.nn.Module) -> list[Graph]:
         """``vision_model`` (of pictures, or films of any length) and ``text_model``, both with normalised embeddings.
 
-        With :attr:`classes` ``vision_model`` alone, which has their scores too.
+        With :attr:`classes` ``vision_model`` alone, which has their scores too; with ``preprocessing: graph`` it takes
+        bytes.
         """
         vision, text = self.traced(model)
+        if self.preprocessing == "graph":
+            settings: Any = model.picture_settings
+            vision = takes_bytes(vision, settings)
         if self.classes is None:
             return [vision, text]
         feeds: Any = model.class_feeds
@@ -222,7 +242,7 @@ class Clip(Family):
         Raises:
             InputError: configuration files that are missing, malformed or not supported.
         """
-        return ClipProcessor(folder, self.frames, self.classes)
+        return ClipProcessor(folder, self.frames, self.classes, self.preprocessing)
 
     def package_files(self, folder: Path) -> list[str]:
         """Configuration, tokenizer (where texts are taken) and picture settings, as far as the folder has them."""
@@ -245,12 +265,19 @@ class ClipProcessor:
     See :class:`mmcompress.families.Processor`.
     """
 
-    def __init__(self, folder: Path, frames: int | None = None, classes: ClassTable | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        frames: int | None = None,
+        classes: ClassTable | None = None,
+        preprocessing: Literal["python", "graph"] = "python",
+    ) -> None:
         config = read_object(folder / "config.json")
         text = config.get("text_config") or {}
         kind = str(config.get("model_type"))
         siglip = kind == "siglip"
         self.seen = "image" if frames is None else "frames"
+        self.preprocessing = preprocessing
         self.classes = () if classes is None else classes.names
         self.images = ImageEncoder(read_image_settings(folder))
         self.films = None if frames is None else FilmEncoder(self.images.settings, frames)
@@ -289,10 +316,13 @@ class ClipProcessor:
     def expand(self, compact: Feeds) -> Feeds:
         """``pixel_values`` float32 [n, 3, h, w]; ``input_ids`` and, but for SigLIP, ``attention_mask`` int64 [n, s].
 
-        Of films ``pixel_values`` float32 [n, f, 3, h, w] and ``frame_mask`` int64 [n, f].
+        Of films ``pixel_values`` float32 [n, f, 3, h, w] and ``frame_mask`` int64 [n, f]. Where the graph preprocesses
+        ``pixels`` uint8 [n, h, w, 3] in place of ``pixel_values``.
         """
         feeds: Feeds = {}
-        if "image" in compact:
+        if "image" in compact and self.preprocessing == "graph":
+            feeds[PIXELS] = compact["image"]
+        elif "image" in compact:
             feeds["pixel_values"] = self.images.expand(compact["image"])
         if self.films is not None and "frames" in compact:
             feeds.update(self.films.expand(compact["frames"], compact["frames_count"]))
