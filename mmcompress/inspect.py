@@ -134,29 +134,44 @@ def read(place: Place) -> Structure:
     model = family.load(place.folder)
     found = Dependencies(model, family.traced(model), family.prunable(model))
     counted = {unit: count(found, unit) for unit in COUNTED}
-    times = _times(place.folder, found.blocks)
+    times, cuts = _times(place.folder, found.blocks), _cuts(place.folder)
     parts = {}
     for block in found.blocks:
         macs, parameters = (counted[unit].block(block, block.groups, block.size, None) for unit in COUNTED)
         heads = block.groups if block.prunable.heads is not None else None
         size = block.size if heads is not None else block.groups
-        name = _original(block.name, place.folder)
+        name = _original(block.name, block.prunable.root, cuts)
         parts[name] = Part(name, block.prunable.tower, heads, size, parameters, macs, times.get(block.name))
     towers = {tower: {str(unit): counted[unit].towers[tower] for unit in COUNTED} for tower in counted["macs"].towers}
     return Structure(str(place.folder), parts, towers, sum(p.numel() for p in model.parameters()))
 
 
-def _original(name: str, folder: Path) -> str:
-    """A block's name with the number that its layer had before layers went, where the artifact tells."""
-    manifest = folder / MANIFEST
-    facts = read_json(manifest)["facts"] if manifest.is_file() else {}
-    for stack, kept in facts.get("kept_layers", {}).items():
-        parts = name.split(".")
-        numbers = [index for index, part in enumerate(parts) if part.isdigit()]
-        if numbers and stack.startswith(parts[0]):
-            parts[numbers[-1]] = str(kept[int(parts[numbers[-1]])])
-            return ".".join(parts)
-    return name
+def _cuts(folder: Path) -> list[Mapping[str, Sequence[int]]]:
+    """The layers that each stack kept, cut by cut, the last first, as the artifacts that a model came from tell."""
+    found: list[Mapping[str, Sequence[int]]] = []
+    manifest: Path | None = folder.resolve() / MANIFEST
+    while manifest is not None and manifest.is_file():
+        told = read_json(manifest)
+        facts = told["facts"]
+        steps = facts["steps"] if isinstance(facts.get("steps"), list) else [facts]
+        found += [step.get("kept_layers", {}) for step in reversed(steps)]
+        key = told.get("identity", {}).get("model")
+        before = manifest.parents[2].glob(f"*/{key}/{MANIFEST}") if key else iter(())
+        manifest = next(iter(before), None)
+    return found
+
+
+def _original(name: str, root: str, cuts: Sequence[Mapping[str, Sequence[int]]]) -> str:
+    """The name of the block of a module with the number that its layer had before layers went."""
+    stack = next((stack for cut in cuts for stack in cut if root.startswith(f"{stack}.")), None)
+    if stack is None:
+        return name
+    index = int(root.removeprefix(f"{stack}.").partition(".")[0])
+    for cut in cuts:
+        index = cut[stack][index] if stack in cut else index
+    parts = name.split(".")
+    number = max(place for place, part in enumerate(parts) if part.isdigit())
+    return ".".join([*parts[:number], str(index), *parts[number + 1 :]])
 
 
 def _times(folder: Path, blocks: Sequence[Any]) -> dict[str, float]:

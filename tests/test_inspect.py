@@ -16,7 +16,7 @@ from pruned_clip import write_small_clip  # noqa: E402
 from mmcompress import cli  # noqa: E402
 from mmcompress.errors import InputError  # noqa: E402
 from mmcompress.families.clip import Clip  # noqa: E402
-from mmcompress.inspect import inspect, lines, locate, page  # noqa: E402
+from mmcompress.inspect import _cuts, _original, inspect, lines, locate, page  # noqa: E402
 from mmcompress.stages._cutting import Budget, prune_model  # noqa: E402
 from mmcompress.store import Store  # noqa: E402
 
@@ -84,3 +84,21 @@ def test_what_is_no_model_is_refused(tmp_path):
     (tmp_path / "packages").mkdir()
     with pytest.raises(InputError, match="no packages"):
         locate(tmp_path, Store(tmp_path))
+
+
+def test_layers_keep_their_first_numbers_through_several_cuts_and_trainings(tmp_path):
+    """Of layers 0 to 3, 0, 2 and 3 are kept; of these three, after a training, the second and third."""
+    stack = "model.decoder.layers"
+    chain = {
+        "prune/a": {"facts": {"kept_layers": {stack: [0, 2, 3]}}, "identity": {"teacher": "t"}},
+        "distill/b": {"facts": {"steps": 4}, "identity": {"model": "a"}},
+        "prune/c": {"facts": {"steps": [{"kept_layers": {stack: [1, 2]}}, {}]}, "identity": {"model": "b"}},
+    }
+    for name, told in chain.items():
+        (tmp_path / "artifacts" / name).mkdir(parents=True)
+        (tmp_path / "artifacts" / name / "artifact.json").write_text(json.dumps(told))
+    cuts = _cuts(tmp_path / "artifacts/prune/c")
+    names = [_original(f"decoder.layers.{i}.feed_forward", f"{stack}.{i}.fc1", cuts) for i in range(2)]
+    assert names == ["decoder.layers.2.feed_forward", "decoder.layers.3.feed_forward"]
+    other = _original("encoder.layers.1.feed_forward", "model.encoder.layers.1.fc1", cuts)
+    assert other == "encoder.layers.1.feed_forward", "the encoder kept its own"
