@@ -22,7 +22,7 @@ from mmcompress.families.fusion import Fusion
 from mmcompress.runtimes.torch import open_model
 from mmcompress.stages.prune import Budget, prune_model, rank_by_weights
 
-pytestmark = pytest.mark.unit
+unit = pytest.mark.unit
 torch.set_num_threads(1)
 
 CONFIGS: dict[str, JSON] = {
@@ -52,6 +52,7 @@ def outputs(family: Fusion, folder: Path, given: Any = None) -> Any:
 # --- one answer ----------------------------------------------------------------------------------------------------
 
 
+@unit
 def test_outputs_have_their_shapes_and_every_input_counts(made: tuple[Fusion, Path]) -> None:
     family, folder = made
     given = outputs(family, folder)
@@ -66,6 +67,7 @@ def test_outputs_have_their_shapes_and_every_input_counts(made: tuple[Fusion, Pa
         assert not torch.allclose(outputs(family, folder, other)["fusion.logits"], given["fusion.logits"], atol=1e-5)
 
 
+@unit
 def test_padding_changes_nothing(made: tuple[Fusion, Path]) -> None:
     """One example alone, and the same one beside longer ones."""
     family, folder = made
@@ -84,6 +86,7 @@ def test_padding_changes_nothing(made: tuple[Fusion, Path]) -> None:
     torch.testing.assert_close(one, many, atol=1e-5, rtol=1e-4)
 
 
+@unit
 @pytest.mark.parametrize("name", ["early", "cross", "late"])
 def test_what_is_absent_is_not_read(name: str, tmp_path: Path) -> None:
     family, folder = tiny.write(tmp_path, CONFIGS[name]), tmp_path / "model"
@@ -98,6 +101,7 @@ def test_what_is_absent_is_not_read(name: str, tmp_path: Path) -> None:
         assert not torch.allclose(first, outputs(family, folder, batch)["fusion.logits"], atol=1e-5)
 
 
+@unit
 def test_a_request_goes_without_an_input(tmp_path: Path) -> None:
     family = tiny.write(tmp_path, CONFIGS["early"])
     (request,) = family.requests
@@ -115,6 +119,7 @@ def test_a_request_goes_without_an_input(tmp_path: Path) -> None:
         ask(family, processor, session.run, "classify", {"image": [None]})
 
 
+@unit
 def test_late_fusion_is_the_weighted_mean_of_those_that_are_there(tmp_path: Path) -> None:
     family = tiny.write(tmp_path, CONFIGS["late"])
     model: Any = family.load(tmp_path / "model")
@@ -132,6 +137,7 @@ def test_late_fusion_is_the_weighted_mean_of_those_that_are_there(tmp_path: Path
     assert given["fusion.scale"].item() == pytest.approx(10.0)
 
 
+@unit
 def test_tags_are_those_of_each_word(tmp_path: Path) -> None:
     family = tiny.write(tmp_path, CONFIGS["tags"])
     session, processor = open_model(family, tmp_path / "model", None), family.processor(tmp_path / "model")
@@ -148,6 +154,7 @@ def test_tags_are_those_of_each_word(tmp_path: Path) -> None:
 # --- statistics and losses -----------------------------------------------------------------------------------------
 
 
+@unit
 def test_standardising_by_what_training_showed() -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal([5.0, -300.0], [2.0, 50.0], (90, 2)).astype(np.float32)
@@ -176,6 +183,7 @@ def loss_of(tmp_path: Path, output: Any, given: dict[str, Any], batch: dict[str,
     return family.task_loss(given, batch).item()
 
 
+@unit
 def test_task_losses_by_hand(tmp_path: Path) -> None:
     logits = torch.tensor([[0.0, 0.0, 0.0], [math.log(2.0), 0.0, 0.0]])
     label = {"label": torch.tensor([1, 0])}
@@ -194,6 +202,7 @@ def test_task_losses_by_hand(tmp_path: Path) -> None:
     assert loss_of(tmp_path, tiny.NUMBER, number, {"number": torch.tensor([1.0, 5.0])}) == pytest.approx(0.5)
 
 
+@unit
 def test_votes_are_trained_by_themselves_where_they_are_there(tmp_path: Path) -> None:
     uniform = torch.zeros(2, 3)
     sure = torch.tensor([[0.0, 50.0, 0.0], [50.0, 0.0, 0.0]])
@@ -205,6 +214,7 @@ def test_votes_are_trained_by_themselves_where_they_are_there(tmp_path: Path) ->
     assert found == pytest.approx(math.log(3) / 3)
 
 
+@unit
 @pytest.mark.parametrize("name", ["early", "late", "tags", "several"])
 def test_a_step_of_training_lowers_the_loss(name: str, tmp_path: Path) -> None:
     family = tiny.write(tmp_path, CONFIGS[name])
@@ -224,6 +234,7 @@ def test_a_step_of_training_lowers_the_loss(name: str, tmp_path: Path) -> None:
 # --- model folders -------------------------------------------------------------------------------------------------
 
 
+@unit
 def test_saved_and_loaded_bit_for_bit(made: tuple[Fusion, Path], tmp_path: Path) -> None:
     family, folder = made
     model = family.load(folder)
@@ -236,6 +247,7 @@ def test_saved_and_loaded_bit_for_bit(made: tuple[Fusion, Path], tmp_path: Path)
     assert all(torch.equal(copied[name], value) for name, value in again.items())
 
 
+@unit
 def test_the_seed_decides_the_weights(tmp_path: Path) -> None:
     one, two, other = (
         tiny.write(tmp_path / str(index), CONFIGS["early"], seed).load(tmp_path / str(index) / "model").state_dict()
@@ -245,6 +257,7 @@ def test_the_seed_decides_the_weights(tmp_path: Path) -> None:
     assert not torch.equal(one["fusion.layers.linears.0.weight"], other["fusion.layers.linears.0.weight"])
 
 
+@unit
 def test_pruned_models_are_built_again(tmp_path: Path) -> None:
     family = tiny.write(tmp_path, CONFIGS["cross"])
     model = family.load(tmp_path / "model")
@@ -270,6 +283,7 @@ def test_pruned_models_are_built_again(tmp_path: Path) -> None:
         family.student(tmp_path / "pruned", FromTeacher(image_layers=1), tmp_path / "s", 0)  # type: ignore[call-arg]
 
 
+@unit
 def test_students_have_fewer_layers_with_their_weights(tmp_path: Path) -> None:
     family = tiny.write(tmp_path, CONFIGS["cross"])
     teacher: Any = family.load(tmp_path / "model").state_dict()
@@ -290,6 +304,7 @@ def test_students_have_fewer_layers_with_their_weights(tmp_path: Path) -> None:
         family.student(tmp_path / "model", FromTeacher(image_layers=4), tmp_path / "none", 0)  # type: ignore[call-arg]
 
 
+@unit
 @pytest.mark.parametrize("kind", ["resnet", "vit", "bert"])
 def test_pretrained_encoders_are_read_once_and_stay_frozen(kind: str, tmp_path: Path) -> None:
     import transformers
@@ -331,6 +346,7 @@ def test_pretrained_encoders_are_read_once_and_stay_frozen(kind: str, tmp_path: 
     assert model.get_parameter("table_encoder.encoder.layers.linears.0.weight").grad.abs().sum() > 0
 
 
+@unit
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path: Path) -> None:
     import transformers
 

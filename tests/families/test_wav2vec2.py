@@ -21,7 +21,7 @@ from mmcompress.families._wav2vec2_model import ctc_loss
 from mmcompress.families._wav2vec2_processing import Waves, WaveSettings, frame_count, receptive_field
 from mmcompress.families.wav2vec2 import Wav2vec2
 
-pytestmark = pytest.mark.unit
+unit = pytest.mark.unit
 torch.set_num_threads(1)
 CLASSES = {str(number): name for number, name in enumerate(("low", "middle", "high", "none"))}
 SPECIAL = {"apply_spec_augment": True, "mask_time_prob": 0.5, "mask_time_length": 2, "layerdrop": 0.5}
@@ -63,6 +63,7 @@ def sounds(*seconds: float, rate: int = RATE) -> list[Sound]:
 # --- processing ----------------------------------------------------------------------------------------------------
 
 
+@unit
 @pytest.mark.parametrize("normalize", [True, False])
 def test_sounds_become_what_transformers_makes_of_them(speech: tuple[Wav2vec2, Path], normalize: bool) -> None:
     given = sounds(0.5, 0.31, 0.7)
@@ -75,6 +76,7 @@ def test_sounds_become_what_transformers_makes_of_them(speech: tuple[Wav2vec2, P
     assert np.array_equal(ours["sample_counts"], theirs["attention_mask"].sum(axis=1))
 
 
+@unit
 def test_texts_become_what_transformers_makes_of_them_and_back(speech: tuple[Wav2vec2, Path]) -> None:
     family, folder = speech
     theirs = transformers.Wav2Vec2CTCTokenizer.from_pretrained(folder)
@@ -88,6 +90,7 @@ def test_texts_become_what_transformers_makes_of_them_and_back(speech: tuple[Wav
     assert ours == theirs.batch_decode(frames)
 
 
+@unit
 def test_the_best_path_loses_repetitions_and_then_blanks() -> None:
     # Blank is 0; the third row ends after two frames.
     path = np.array([[1, 1, 0, 1, 2, 2], [0, 0, 0, 0, 0, 0], [3, 3, 1, 2, 1, 2]])
@@ -95,6 +98,7 @@ def test_the_best_path_loses_repetitions_and_then_blanks() -> None:
     assert found.tolist() == [[1, 1, 2], [-1, -1, -1], [3, -1, -1]]
 
 
+@unit
 def test_capitals_and_small_letters_follow_the_vocabulary() -> None:
     tokens = {"<pad>": 0, "|": 1, "A": 2, "B": 3, "'": 4}
     capitals = Characters(tokens, "<pad>", "|", False, "vocab.json")
@@ -104,12 +108,14 @@ def test_capitals_and_small_letters_follow_the_vocabulary() -> None:
     assert Characters(tokens, "<pad>", "|", True, "vocab.json").decode(found) == ["ab a'"]
 
 
+@unit
 def test_frames_are_counted_as_convolutions_make_them() -> None:
     kernels, strides = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
     assert receptive_field(kernels, strides) == 400
     assert [frame_count(n, kernels, strides) for n in (399, 400, 719, 720, 16_000)] == [0, 1, 1, 2, 49]
 
 
+@unit
 def test_a_sound_of_another_rate_is_resampled(speech: tuple[Wav2vec2, Path]) -> None:
     family, folder = speech
     time = np.arange(16_000) / 16_000
@@ -120,12 +126,14 @@ def test_a_sound_of_another_rate_is_resampled(speech: tuple[Wav2vec2, Path]) -> 
     assert np.abs(ours["input_values"][0] - ours["input_values"][1])[100:-100].max() < 0.02
 
 
+@unit
 def test_silence_stays_silence(speech: tuple[Wav2vec2, Path]) -> None:
     family, folder = speech
     found = family.processor(folder).encode({"audio": [Sound(np.zeros(2000, np.float32), RATE)]})
     assert not found["input_values"].any()
 
 
+@unit
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
@@ -144,6 +152,7 @@ def test_what_cannot_be_used_is_told(speech: tuple[Wav2vec2, Path], column: str,
         family.processor(folder).compact({column: [value]})
 
 
+@unit
 def test_a_label_that_is_no_class_is_told(tmp_path: Path) -> None:
     family = make(tmp_path, "wav2vec2 group classes")
     processor = family.processor(tmp_path / "model")
@@ -156,6 +165,7 @@ def test_a_label_that_is_no_class_is_told(tmp_path: Path) -> None:
 # --- outputs and losses --------------------------------------------------------------------------------------------
 
 
+@unit
 def test_outputs_and_graphs_equal_transformers(made: tuple[Wav2vec2, Path]) -> None:
     family, folder = made
     model: Any = family.load(folder, attention="eager")
@@ -178,6 +188,7 @@ def test_outputs_and_graphs_equal_transformers(made: tuple[Wav2vec2, Path]) -> N
         assert torch.equal(exported["frames"], frames.sum(dim=1))
 
 
+@unit
 def test_training_draws_no_masks_and_leaves_out_no_layers(made: tuple[Wav2vec2, Path]) -> None:
     family, folder = made
     model = family.load(folder).train()
@@ -188,6 +199,7 @@ def test_training_draws_no_masks_and_leaves_out_no_layers(made: tuple[Wav2vec2, 
     assert not [name for name, _ in model.named_parameters() if "masked_spec_embed" in name]
 
 
+@unit
 def test_ctc_sums_over_the_paths_of_a_text() -> None:
     # Two frames, tokens blank, a, b: "a" is spelled by the paths aa, a-, -a.
     p = torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1]])
@@ -198,18 +210,21 @@ def test_ctc_sums_over_the_paths_of_a_text() -> None:
     assert float(ctc_loss(logits, mask, labels, 0)) == pytest.approx(expected, rel=1e-5)
 
 
+@unit
 def test_ctc_divides_by_the_length_of_the_text() -> None:
     p = torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1]])
     found = ctc_loss(p.log()[None], torch.ones(1, 2), torch.tensor([[1, 2, -1]]), 0)
     assert float(found) == pytest.approx(-math.log(0.5 * 0.1) / 2, rel=1e-5)
 
 
+@unit
 def test_a_text_that_its_sound_has_no_time_for_is_told() -> None:
     # Equal characters need a blank between them: three frames for two.
     with pytest.raises(InputError, match=r"2 characters needs 3 frames, and its sound has 2"):
         ctc_loss(torch.zeros(1, 2, 3), torch.ones(1, 2), torch.tensor([[1, 1]]), 0)
 
 
+@unit
 def test_the_task_loss_is_that_of_transformers(speech: tuple[Wav2vec2, Path]) -> None:
     family, folder = speech
     model: Any = family.load(folder)
@@ -238,6 +253,7 @@ def logits_of(family: Wav2vec2, folder: Path) -> torch.Tensor:
     return found
 
 
+@unit
 def test_published_names_of_weights_load(speech: tuple[Wav2vec2, Path], tmp_path: Path) -> None:
     family, folder = speech
     weights = load_file(folder / "model.safetensors")
@@ -257,6 +273,7 @@ def test_published_names_of_weights_load(speech: tuple[Wav2vec2, Path], tmp_path
     assert torch.equal(logits_of(published, tmp_path / "model"), logits_of(family, folder))
 
 
+@unit
 def test_weights_must_be_all_there(speech: tuple[Wav2vec2, Path], tmp_path: Path) -> None:
     _, folder = speech
     weights = load_file(folder / "model.safetensors")
@@ -267,6 +284,7 @@ def test_weights_must_be_all_there(speech: tuple[Wav2vec2, Path], tmp_path: Path
         Wav2vec2(path=source).write(tmp_path / "model", 0)
 
 
+@unit
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
@@ -285,6 +303,7 @@ def test_files_that_do_not_fit_are_told(tmp_path: Path, file: str, change: Any, 
         Wav2vec2(config=config).write(tmp_path / "model", 0)
 
 
+@unit
 def test_a_new_head_starts_at_random_and_the_rest_is_kept(speech: tuple[Wav2vec2, Path], tmp_path: Path) -> None:
     _, folder = speech
     before = load_file(folder / "model.safetensors")
@@ -300,6 +319,7 @@ def test_a_new_head_starts_at_random_and_the_rest_is_kept(speech: tuple[Wav2vec2
         Wav2vec2(path=folder, task="classify").write(tmp_path / "refused", 0)
 
 
+@unit
 def test_a_student_has_the_layers_that_are_asked_for(speech: tuple[Wav2vec2, Path], tmp_path: Path) -> None:
     family, folder = speech
     family.student(folder, FromTeacher(encoder_layers=(1,), encoder_feed_forward=32), tmp_path, 0)
@@ -311,12 +331,14 @@ def test_a_student_has_the_layers_that_are_asked_for(speech: tuple[Wav2vec2, Pat
     assert logits_of(family, tmp_path).shape[-1] == len(TOKENS)
 
 
+@unit
 def test_layers_whose_weighted_sum_is_read_stay(tmp_path: Path) -> None:
     family = make(tmp_path, "hubert layer classes")
     with pytest.raises(UsageError, match="weighted sum"):
         family.student(tmp_path / "model", FromTeacher(encoder_layers=1), tmp_path / "student", 0)
 
 
+@unit
 def test_pruned_models_load_bit_for_bit(made: tuple[Wav2vec2, Path], tmp_path: Path) -> None:
     from mmcompress.stages._pruning import Dependencies
 

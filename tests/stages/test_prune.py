@@ -26,7 +26,11 @@ from mmcompress.stages.prune import Budget, Prune, prune_model
 torch = pytest.importorskip("torch")
 from pruned_clip import WORDS, write_small_clip  # noqa: E402
 
-pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
+unit = pytest.mark.unit
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+RECOVER = {"epochs": 2, "batch_size": 4, "precision": "fp32", "losses": [{"feature_mse": {}}]}
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +91,7 @@ def groups(blocks, seed=0):
 # --- the cut -------------------------------------------------------------------------------------------------------
 
 
+@unit
 def test_every_block_of_both_towers_is_found(family, folder):
     model = family.load(folder)
     found = {block.name: block for block in Dependencies(model, family.graphs(model), family.prunable(model)).blocks}
@@ -101,6 +106,7 @@ def test_every_block_of_both_towers_is_found(family, folder):
     assert (feed_forward.channels, feed_forward.groups, feed_forward.size) == (96, 96, 1)
 
 
+@unit
 def test_a_cut_model_answers_as_the_whole_one_with_the_same_channels_masked(family, folder):
     model, masked = family.load(folder), family.load(folder)
     found = Dependencies(model, family.graphs(model), family.prunable(model))
@@ -118,6 +124,7 @@ def test_a_cut_model_answers_as_the_whole_one_with_the_same_channels_masked(fami
         assert np.abs(whole[name] - got[name]).max() > 1e-2
 
 
+@unit
 def test_attributes_follow_the_heads(family, folder):
     model = family.load(folder)
     found = Dependencies(model, family.graphs(model), family.prunable(model))
@@ -129,6 +136,7 @@ def test_attributes_follow_the_heads(family, folder):
     assert model.text_model.encoder.layers[0].self_attn.num_heads == 6
 
 
+@unit
 def test_a_block_is_never_emptied(family, folder):
     model = family.load(folder)
     found = Dependencies(model, family.graphs(model), family.prunable(model))
@@ -139,6 +147,7 @@ def test_a_block_is_never_emptied(family, folder):
 # --- goals ---------------------------------------------------------------------------------------------------------
 
 
+@unit
 @pytest.mark.parametrize("ranking", ["global", "local"])
 @pytest.mark.parametrize("unit", ["macs", "parameters"])
 def test_the_goal_is_reached_in_each_tower(family, folder, unit, ranking):
@@ -164,6 +173,7 @@ def test_the_goal_is_reached_in_each_tower(family, folder, unit, ranking):
             assert block["width"][1] % 4 == 0
 
 
+@unit
 def test_towers_have_budgets_of_their_own_and_one_may_be_kept(family, folder):
     model = family.load(folder)
     facts = prune_model(
@@ -175,6 +185,7 @@ def test_towers_have_budgets_of_their_own_and_one_may_be_kept(family, folder):
     assert facts["blocks"]["text.layers.1.attention"] == {"heads": [6, 6]}
 
 
+@unit
 def test_a_tower_that_matters_nothing_is_not_emptied(family, folder):
     model = family.load(folder)
 
@@ -190,6 +201,7 @@ def test_a_tower_that_matters_nothing_is_not_emptied(family, folder):
     assert outputs(family, model)["text_model"].shape == (3, 20)
 
 
+@unit
 def test_only_feed_forward_widths(family, folder):
     model = family.load(folder)
     facts = prune_model(family, model, Budget("macs", 0.8), groups, relative=True, parts=("feed_forward",), round_to=2)
@@ -198,16 +210,19 @@ def test_only_feed_forward_widths(family, folder):
     assert model.vision_model.encoder.layers[0].self_attn.num_heads == 8
 
 
+@unit
 def test_a_goal_below_the_smallest_blocks_is_refused_with_the_nearest(family, folder):
     with pytest.raises(StageError, match=r"vision: macs: 0\.050 of its cost cannot be reached: 0\.\d+ is left"):
         prune_model(family, family.load(folder), Budget("macs", 0.05), groups)
 
 
+@unit
 def test_a_goal_that_removes_nothing_is_refused(family, folder):
     with pytest.raises(StageError, match="nothing would go"):
         prune_model(family, family.load(folder), Budget("macs", 0.5, {"vision": 1.0, "text": 1.0}), groups)
 
 
+@unit
 def test_a_tower_that_is_not_there_is_refused(family, folder):
     with pytest.raises(InputError, match="no audio; its towers: vision, text"):
         prune_model(family, family.load(folder), Budget("macs", 0.5, {"audio": 0.5}), groups)
@@ -216,12 +231,14 @@ def test_a_tower_that_is_not_there_is_refused(family, folder):
 # --- what the dependency graph refuses -----------------------------------------------------------------------------
 
 
+@unit
 def test_nothing_prunable_is_an_error(family, folder):
     model = family.load(folder)
     with pytest.raises(StageError, match="nothing that can be pruned"):
         Dependencies(model, family.graphs(model), [])
 
 
+@unit
 @pytest.mark.parametrize(
     ("root", "message"),
     [
@@ -237,6 +254,7 @@ def test_a_block_that_cannot_be_cut_is_named(family, folder, root, message):
         Dependencies(model, family.graphs(model), [Prunable("some.block", "vision", root, None)])
 
 
+@unit
 def test_a_block_that_no_graph_runs_through_is_named(family, folder):
     model = family.load(folder)
     texts = [item for item in family.prunable(model) if item.tower == "text"]
@@ -244,6 +262,7 @@ def test_a_block_that_no_graph_runs_through_is_named(family, folder):
         Dependencies(model, family.graphs(model)[:1], texts)
 
 
+@unit
 def test_taylor_finds_the_unit_that_does_nothing(family, folder, tmp_path):
     model = family.load(folder)
     dead = [3, 40, 77]
@@ -297,6 +316,7 @@ def test_pruned_twice_and_trained_it_is_rebuilt_bit_for_bit_in_a_new_process(fam
             np.testing.assert_array_equal(got[name], array)
 
 
+@unit
 def test_the_saved_model_is_the_one_that_was_cut(family, folder, tmp_path):
     model = family.load(folder)
     prune_model(family, model, Budget("macs", 0.5), groups, relative=True)
@@ -315,6 +335,7 @@ def test_the_same_seed_prunes_the_same(family, folder, tmp_path):
     assert component.digest_path(tmp_path / "a/output") == component.digest_path(tmp_path / "b/output")
 
 
+@unit
 def test_taylor_without_examples_is_refused(family, folder, tmp_path):
     one = Pairs(ids=("0",))
     with pytest.raises(StageError, match="taylor needs training examples"):
@@ -322,6 +343,7 @@ def test_taylor_without_examples_is_refused(family, folder, tmp_path):
     Prune(goal={"macs": 0.5}, importance="magnitude").run(given(family, folder, tmp_path, train=one))
 
 
+@unit
 def test_eager_attention_traces_the_same(family, folder):
     costs = []
     for attention in ("sdpa", "eager"):
@@ -331,6 +353,7 @@ def test_eager_attention_traces_the_same(family, folder):
     assert costs[0] == costs[1]
 
 
+@unit
 def test_tied_layers_stay_tied_or_are_refused(family, folder):
     def tied():
         model = family.load(folder)
@@ -354,6 +377,7 @@ def test_tied_layers_stay_tied_or_are_refused(family, folder):
 # --- stages after a cut -------------------------------------------------------------------------------------------
 
 
+@unit
 @pytest.mark.parametrize(
     ("cut", "opens"), [({"parts": ["feed_forward"], "ranking": "local"}, "opens it too"), ({}, "does not open it")]
 )
@@ -368,29 +392,3 @@ def test_what_opens_a_pruned_model_is_said_again_when_a_later_stage_saves_it(fam
     told = (tmp_path / "after/output/README.md").read_text()
     assert told == (tmp_path / "cut/output/README.md").read_text() and opens in told
     assert not (tmp_path / "uncut/output/README.md").exists(), "nothing was pruned"
-
-
-# --- recovery ------------------------------------------------------------------------------------------------------
-
-RECOVER = {"epochs": 2, "batch_size": 4, "precision": "fp32", "losses": [{"feature_mse": {}}]}
-
-
-def test_recovery_trains_the_pruned_model_towards_the_model_before_the_cut(family, folder, tmp_path):
-    cut = {"goal": {"macs": 0.7}, "importance": "magnitude"}
-    Prune.model_validate(cut).run(given(family, folder, tmp_path / "cut"))
-    facts = Prune.model_validate({**cut, "recover": RECOVER}).run(given(family, folder, tmp_path / "recovered"))
-    assert facts["ratio"] == pytest.approx(0.7, rel=0.02)
-    assert facts["recover"]
-    before, after = (family.load(tmp_path / name / "output") for name in ("cut", "recovered"))
-    assert [p.shape for p in before.parameters()] == [p.shape for p in after.parameters()]
-    assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
-
-
-def test_recovery_that_was_killed_goes_on_from_the_cut(family, folder, tmp_path, monkeypatch):
-    stage = Prune.model_validate({"goal": {"macs": 0.7}, "importance": "magnitude", "recover": RECOVER})
-    with monkeypatch.context() as patch:
-        patch.setattr(type(stage.recover), "run", lambda self, given: (_ for _ in ()).throw(StageError("killed")))
-        with pytest.raises(StageError, match="killed"):
-            stage.run(given(family, folder, tmp_path))
-    monkeypatch.setattr(Prune, "_cut", lambda *_: pytest.fail("cut again"))
-    assert stage.run(given(family, folder, tmp_path))["macs"]

@@ -18,7 +18,8 @@ from mmcompress.stages._removing import cut_head_width
 torch = pytest.importorskip("torch")
 from pruned_clip import write_small_clip  # noqa: E402
 
-pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
+unit = pytest.mark.unit
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,7 @@ def groups(blocks, seed=0):
     return uniform(blocks, seed)
 
 
+@unit
 def test_the_width_of_a_tower_and_all_that_is_coupled_to_it(family, folder):
     found = find(family, family.load(folder), ("width",))
     vision = found.widths["vision"]
@@ -53,6 +55,7 @@ def test_the_width_of_a_tower_and_all_that_is_coupled_to_it(family, folder):
     assert set(vision.consumers) >= taken | {"visual_projection"}
 
 
+@unit
 def test_a_narrower_model_runs_and_its_costs_follow(family, folder):
     model = family.load(folder)
     facts = prune_model(family, model, Budget("macs", 0.5), groups, parts=("width",), relative=True, round_to=4)
@@ -64,6 +67,7 @@ def test_a_narrower_model_runs_and_its_costs_follow(family, folder):
     assert outputs(family, model)["vision_model"].shape == (3, 20)
 
 
+@unit
 def test_layers_go_whole_and_the_configuration_tells(family, folder, tmp_path):
     from transformers import CLIPModel
 
@@ -89,6 +93,7 @@ def test_layers_go_whole_and_the_configuration_tells(family, folder, tmp_path):
             np.testing.assert_array_equal(array, expected[name])
 
 
+@unit
 def test_a_uniform_cut_of_everything_opens_with_transformers(family, folder, tmp_path):
     from transformers import CLIPModel
 
@@ -124,6 +129,7 @@ def test_everything_at_once_is_rebuilt_and_cut_again(family, folder, tmp_path):
         np.testing.assert_array_equal(outputs(family, family.load(tmp_path / "second"))[name], array)
 
 
+@unit
 def test_narrowed_heads_answer_as_whole_ones_with_the_same_channels_masked(family, folder):
     model, masked = family.load(folder), family.load(folder)
     found = find(family, model, ("head_width",))
@@ -151,6 +157,7 @@ def _choosing():
     return Choosing(("head_width",))
 
 
+@unit
 def test_isomorphic_removes_the_same_share_of_each_shape(family, folder):
     model = family.load(folder)
     facts = prune_model(family, model, Budget("macs", 0.6), groups, relative=True, ranking="isomorphic", round_to=1)
@@ -162,6 +169,7 @@ def test_isomorphic_removes_the_same_share_of_each_shape(family, folder):
     assert len({after for _, after in units}) > 1, "ranked over all layers, not layer by layer"
 
 
+@unit
 def test_a_structure_with_layers_that_are_not_there_is_refused(family, folder, tmp_path):
     import shutil
 
@@ -177,6 +185,7 @@ def test_a_structure_with_layers_that_are_not_there_is_refused(family, folder, t
             family.load(tmp_path / "model")
 
 
+@unit
 def test_a_goal_of_width_alone_that_is_too_small_is_refused(family, folder):
     with pytest.raises(StageError, match="cannot be reached"):
         prune_model(family, family.load(folder), Budget("macs", 0.001), groups, parts=("width",))

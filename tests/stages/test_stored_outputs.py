@@ -24,7 +24,7 @@ from mmcompress.stages import _stored_filling, _stored_shards
 from mmcompress.stages._batches import Batches
 from mmcompress.stages._stored_rows import pack, unpack
 
-pytestmark = pytest.mark.unit
+unit = pytest.mark.unit
 SEQUENCE = ("decoder.logits", "decoder.mask")
 
 
@@ -49,6 +49,7 @@ def shards(cache: Path) -> list[Path]:
 # --- numbers -------------------------------------------------------------------------------------------------------
 
 
+@unit
 def test_bf16_rounds_to_nearest_even_as_torch_does() -> None:
     values = torch.randn(50, 40, generator=torch.Generator().manual_seed(0)) * 10
     values[0, :4] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -0.0, 65504.0])  # two ties: down, then up
@@ -57,6 +58,7 @@ def test_bf16_rounds_to_nearest_even_as_torch_does() -> None:
     np.testing.assert_array_equal(unpack(packed["values"], None), values.bfloat16().float().numpy())
 
 
+@unit
 def test_whole_numbers_with_a_scale_per_row() -> None:
     values = np.array([[1.0, -0.5, 0.1], [0.0, 0.0, 0.0], [-254.0, 2.0, 127.0]], np.float32)
     packed = pack(values, "int8")
@@ -69,6 +71,7 @@ def test_whole_numbers_with_a_scale_per_row() -> None:
         assert (np.abs(unpack(packed["values"], packed["scales"]) - draw) <= step * 0.501).all()
 
 
+@unit
 def test_rows_that_whole_numbers_cannot_keep_are_refused() -> None:
     masked = np.array([[1.0, 2.0, 3.0, -1e9]], np.float32)
     with pytest.raises(StageError, match="store_as: bf16"):
@@ -76,6 +79,7 @@ def test_rows_that_whole_numbers_cannot_keep_are_refused() -> None:
     np.testing.assert_allclose(unpack(pack(masked, "bf16")["values"], None), masked, rtol=2**-8)
 
 
+@unit
 @pytest.mark.parametrize("store_as", ["int16", "bf16", "int8"])
 def test_what_is_read_is_what_the_teacher_gave_at_few_bytes(tmp_path: Path, store_as: str) -> None:
     of, teacher = data(names(90)), Teacher()
@@ -92,6 +96,7 @@ def test_what_is_read_is_what_the_teacher_gave_at_few_bytes(tmp_path: Path, stor
     assert used / values <= 2.4
 
 
+@unit
 def test_sequences_are_kept_without_their_padding_and_with_their_likeliest_classes(tmp_path: Path) -> None:
     of, teacher = data(names(40)), Teacher()
     whole = keep(tmp_path, teacher, of, *SEQUENCE)
@@ -121,6 +126,7 @@ def test_sequences_are_kept_without_their_padding_and_with_their_likeliest_class
     assert CLASSES > 5
 
 
+@unit
 def test_sequences_without_a_mask_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"mask: decoder\.mask"):
         keep(tmp_path, Teacher(), data(names(20)), "decoder.logits")
@@ -129,6 +135,7 @@ def test_sequences_without_a_mask_are_refused(tmp_path: Path) -> None:
 # --- by example ----------------------------------------------------------------------------------------------------
 
 
+@unit
 def test_only_what_is_new_is_asked(tmp_path: Path) -> None:
     assert asked_about(tmp_path, data(names(50))) == 50 + 16  # sixteen for the shapes
     assert asked_about(tmp_path, data(names(50))) == 0
@@ -140,6 +147,7 @@ def test_only_what_is_new_is_asked(tmp_path: Path) -> None:
     assert asked_about(tmp_path, twice) == 10
 
 
+@unit
 def test_recipes_share_outputs_one_by_one(tmp_path: Path) -> None:
     of = data(names(30))
     keep(tmp_path, Teacher(), of, "vision.embeds", "fusion.logit_scale")
@@ -149,6 +157,7 @@ def test_recipes_share_outputs_one_by_one(tmp_path: Path) -> None:
     assert asked_about(tmp_path, one_text, "vision.embeds", "text.embeds") == 0
 
 
+@unit
 @pytest.mark.parametrize("change", [{"teacher": "two"}, {"precision": "bf16"}, {"store_as": "bf16"}])
 def test_another_teacher_or_precision_is_asked_anew(tmp_path: Path, change: dict[str, Any]) -> None:
     of = data(names(20))
@@ -163,6 +172,7 @@ def test_another_teacher_or_precision_is_asked_anew(tmp_path: Path, change: dict
     np.testing.assert_allclose(read, live["vision.embeds"], atol=1e-3)
 
 
+@unit
 def test_digests_are_kept_beside_the_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "arrays"
     home.mkdir()
@@ -175,6 +185,7 @@ def test_digests_are_kept_beside_the_arrays(tmp_path: Path, monkeypatch: pytest.
 # --- views ---------------------------------------------------------------------------------------------------------
 
 
+@unit
 @pytest.mark.parametrize("augment", ["shift", "crop"])
 def test_the_student_sees_the_very_pictures_that_the_teacher_saw(tmp_path: Path, augment: Any) -> None:
     of, teacher = data(names(24)), Teacher()
@@ -203,6 +214,7 @@ def test_the_student_sees_the_very_pictures_that_the_teacher_saw(tmp_path: Path,
     assert asked_about(tmp_path, of, "vision.embeds", view=(other, 1)) == 24
 
 
+@unit
 def test_views_without_end_are_others_in_each_epoch() -> None:
     of = data(names(8))
     batches = Batches(of, 8, 0, "shift")
@@ -213,6 +225,7 @@ def test_views_without_end_are_others_in_each_epoch() -> None:
 # --- faults --------------------------------------------------------------------------------------------------------
 
 
+@unit
 @pytest.mark.parametrize("fault", ["truncated", "altered", "missing"])
 def test_a_damaged_shard_is_found_and_made_again_alone(tmp_path: Path, fault: str) -> None:
     of = data(names(90))
@@ -236,6 +249,7 @@ def test_a_damaged_shard_is_found_and_made_again_alone(tmp_path: Path, fault: st
     assert shards(tmp_path) == found
 
 
+@unit
 def test_a_disk_that_fills_is_told_and_finished_shards_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of, written, original = data(names(90)), [], os.fsync
 
@@ -253,6 +267,7 @@ def test_a_disk_that_fills_is_told_and_finished_shards_stay(tmp_path: Path, monk
     assert asked_about(tmp_path, of) == 50
 
 
+@unit
 def test_what_a_killed_process_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
     keep(tmp_path, Teacher(), data(names(20)))
     folder = shards(tmp_path)[0].parent
@@ -263,6 +278,7 @@ def test_what_a_killed_process_left_is_removed_when_it_is_old(tmp_path: Path) ->
     assert [path.name for path in folder.glob("*.part")] == ["new.bin.2.part"]
 
 
+@unit
 def test_outputs_that_are_not_finite_name_their_examples(tmp_path: Path) -> None:
     of, teacher = data(names(50)), Teacher()
     teacher.spoilt = float(of.arrays["image"][33, 0, 0, 0]) / 255
@@ -276,6 +292,7 @@ def test_outputs_that_are_not_finite_name_their_examples(tmp_path: Path) -> None
     assert "example 33" in spoilt
 
 
+@unit
 def test_the_size_is_told_before_the_teacher_is_asked(tmp_path: Path) -> None:
     told: list[str] = []
     keep(tmp_path, Teacher(), data(names(500)), told=told)
