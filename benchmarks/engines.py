@@ -28,7 +28,7 @@ from mmcompress.metrics._statistics import block_weights, paired_ratio, quantity
 LAYERS, TOKENS = 12, 50
 PRODUCTS = ((768, 768, 4), (768, 3072, 1), (3072, 768, 1))
 """Inputs, outputs and number per layer of the INT8 products."""
-TORCH = ("torch eager", "torch compiled", "torch bf16", "products alone")
+TORCH = ("torch eager", "torch compiled", "torch bf16", "torch torchao int8", "products alone")
 OURS = "ours onnxruntime int8"
 BLOCK_SECONDS = 0.3
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -70,7 +70,11 @@ def opened_torch(kind: str) -> Callable[[Any], object]:
     if kind == "products alone":
         return products_alone()
     model = tower()
-    run = torch.compile(model) if kind == "torch compiled" else model
+    if kind == "torch torchao int8":
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+        quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    run = torch.compile(model) if kind in ("torch compiled", "torch torchao int8") else model
     dtype = torch.bfloat16 if kind == "torch bf16" else torch.float32
 
     def call(batch: Any) -> object:
