@@ -58,6 +58,33 @@ def task_table(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Measured on {facts['cpu']}, {facts['cores']} cores."])
 
 
+def temperature_table(results: dict[str, Any]) -> str:
+    """Direction by temperature as a Markdown table: validation scores by task, then what the test said of the best."""
+    scores: dict[tuple[str, str, str], dict[str, str]] = {}
+    confirmed = []
+    for claim in results["claims"]:
+        place, _, rest = claim["name"].partition(": ")
+        task, _, split = place.partition(", ")
+        metric, _, arm = rest.partition(" of ")
+        if split == "test":
+            confirmed.append(
+                f"{task.replace('_', ' ')}: {metric} of {arm.replace('_', ', T = ', 1)}: {with_interval(claim, metric)}"
+            )
+            continue
+        direction, _, temperature = arm.partition("_")
+        scores.setdefault((task, metric, direction), {})[temperature] = with_interval(claim, metric)
+    temperatures = list(dict.fromkeys(t for found in scores.values() for t in found))
+    lines = ["| validation | metric | direction | " + " | ".join(f"T = {t}" for t in temperatures) + " |"]
+    lines.append("|---|---|---|" + "---:|" * len(temperatures))
+    for (task, metric, direction), found in scores.items():
+        cells = " | ".join(found[t] for t in temperatures)
+        lines.append(f"| {task.replace('_', ' ')} | {metric} | {direction} | {cells} |")
+    return "\n".join([*lines, "", "On the test: " + "; ".join(confirmed) + "."])
+
+
+TABLES = {"tasks": task_table, "distillation_temperature": temperature_table}
+
+
 def with_interval(claim: dict[str, Any] | None, metric: str) -> str:
     """A value with its 95 % interval."""
     if claim is None or claim["value"] is None:
@@ -80,8 +107,7 @@ def main() -> int:
             head, _, rest = after.partition(start)
             tail = rest.partition(end)[2]
             results = json.loads(file.read_text(encoding="utf-8"))
-            shown_table = task_table(results) if file.stem == "tasks" else table(results)
-            after = f"{head}{start}\n{shown_table}\n{end}{tail}"
+            after = f"{head}{start}\n{TABLES.get(file.stem, table)(results)}\n{end}{tail}"
     if "--check" in sys.argv:
         return int(before != after)
     path.write_text(after, encoding="utf-8")
