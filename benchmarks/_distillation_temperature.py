@@ -119,11 +119,10 @@ def _write(study: Study, source: Path, arms: Sequence[str], split: str) -> Path:
     recipe = yaml.safe_load(source.read_text(encoding="utf-8"))
     recipe["name"] = f"temperature-{study.name}-{split}"
     recipe["data"]["test"] = recipe["data"][split]
-    if split == "validation":
-        del recipe["data"]["validation"]
+    del recipe["data"]["validation"]  # so that both splits judge the very same models
     if "teacher" not in recipe:  # the first stage makes it
         maker = source.with_name("teacher.yaml")
-        maker.write_text(yaml.safe_dump(_maker(source), sort_keys=False), encoding="utf-8")
+        maker.write_text(yaml.safe_dump(teacher_of(source), sort_keys=False), encoding="utf-8")
         recipe["teacher"] = {"recipe": maker.name}
     recipe["stages"] = []
     recipe["baselines"] = {arm: [{"distill": _stage(study, arm)}] for arm in arms}
@@ -135,7 +134,7 @@ def _write(study: Study, source: Path, arms: Sequence[str], split: str) -> Path:
     return path
 
 
-def _maker(source: Path) -> dict[str, Any]:
+def teacher_of(source: Path) -> dict[str, Any]:
     """The recipe of a task's teacher alone."""
     recipe: dict[str, Any] = yaml.safe_load(source.read_text(encoding="utf-8"))
     kept = {name: recipe[name] for name in ("version", "data")}

@@ -8,6 +8,7 @@ and stores: what is built there is found by a second call. The parts, all measur
 - ``speed``: cached and live teachers against training without one (20 minutes)
 - ``quality``: the arms of ``distillation/scenes.yaml``, three seeds (an hour and a half)
 - ``drawings``: the same on emoji (40 minutes)
+- ``speech``: spoken digits with a quarter of the decoder's layers (half an hour)
 - ``temperature``: direction by temperature, on retrieval, classes and sequences (an hour)
 
 ``--quick`` shows that everything runs.
@@ -22,6 +23,7 @@ from typing import Any
 
 from _claims import Claim, main, only
 from _distillation_quality import drawings, quality
+from _distillation_speech import speech
 from _distillation_speed import speed
 from _distillation_temperature import temperature
 
@@ -29,6 +31,7 @@ PARTS: dict[str, Callable[[bool, Path, Path], tuple[Sequence[Claim], Mapping[str
     "speed": speed,
     "quality": quality,
     "drawings": drawings,
+    "speech": speech,
     "temperature": temperature,
 }
 ONLY: list[str] = []
