@@ -78,14 +78,15 @@ def drawings(quick: bool, data: Path, work: Path) -> tuple[Sequence[Claim], Mapp
     if quick:
         return _smoke(path), {}
     (report,) = _reports(path, work, 1)
+    arms = {arm: what for arm, what in ARMS.items() if arm == "distill" or arm in recipe["baselines"]}
     claims = []
     for metric in DRAWINGS:
         shown = metric.replace("_at_", "@")
         claims.append(claim(f"{shown}: the teacher", find(report, metric, "teacher", **MEAN)))
-        claims += [claim(f"{shown}: {what}", find(report, metric, arm, **MEAN)) for arm, what in ARMS.items()]
+        claims += [claim(f"{shown}: {what}", find(report, metric, arm, **MEAN)) for arm, what in arms.items()]
     claims += [
         claim(f"recall@1 below the teacher, paired, points: {what}", find(report, f"drop.{METRIC}", arm, **MEAN))
-        for arm, what in ARMS.items()
+        for arm, what in arms.items()
     ]
     return claims, {"emoji": _scores(report)}
 
