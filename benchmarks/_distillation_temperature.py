@@ -54,7 +54,7 @@ STUDIES = (
         "logits_kl",
         {},
         {"student": {"fusion": {"config": "small.json"}}, "steps": 600, "batch_size": 64, "learning_rate": 1e-3},
-        {},
+        {"masked": None},
     ),
     Study(
         "digit_strings",
