@@ -111,10 +111,9 @@ class Package:
         """Hand a request to the workers, and give a function that waits for its rows; without workers it is answered."""
         if self._session is None:
             raise UsageError(f"{self.path}: the package is closed")
-        if self._batcher is not None:
-            self._find(request)
-            return self._batcher.submit(request, columns_of(self.requests, request, values), batch_size)
         self._find(request)
+        if self._batcher is not None:
+            return self._batcher.submit(request, columns_of(self.requests, request, values), batch_size)
         rows = ask(self.family, self.processor, self.run, request, values, batch_size)
         return lambda: rows
 

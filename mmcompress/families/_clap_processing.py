@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmcompress.errors import InputError
 from mmcompress.families import Feeds
-from mmcompress.families._class_table import ClassTable
+from mmcompress.families._class_table import ClassTable, texts_are_a_table
 from mmcompress.families._images import read_object
 from mmcompress.families._sounds import FLOOR, Samples, mel_filters, power_spectrogram, read_extractor, read_samples
-from mmcompress.families._texts import TOKENIZER_FILES, TextEncoder, load_tokenizer, read_text_settings
+from mmcompress.families._texts import TextEncoder, load_tokenizer, read_text_settings
 
 VIEWS = 4
 """Spectrograms of one sound that a fused model sees: the whole, and its front, middle and back."""
@@ -181,8 +181,8 @@ class ClapProcessor:
         self.sounds = ClapSounds(read_clap_settings(folder))
         self.classes = () if classes is None else classes.names
         self.texts: TextEncoder | None = None
-        if classes is not None and not any((folder / name).is_file() for name in TOKENIZER_FILES):
-            return  # a package whose texts are a table
+        if texts_are_a_table(classes, folder):
+            return
         self.texts = TextEncoder(load_tokenizer(folder), read_text_settings(folder, positions))
 
     def compact(self, values: Mapping[str, Sequence[Any]]) -> Feeds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from mmcompress.component import JSON
 from mmcompress.errors import InputError
 from mmcompress.families import Graph, Request
-from mmcompress.families._texts import TextEncoder
+from mmcompress.families._texts import TOKENIZER_FILES, TextEncoder
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 SCORES = "class_scores"
 """The output of a graph that holds a table of classes: float32 [n, c]. Its product is never quantized."""
@@ -93,24 +94,31 @@ def _normalised(vectors: Embeddings) -> Embeddings:
     return np.asarray(vectors / lengths, dtype=np.float32)
 
 
-def encode_classes(table: ClassTable, encoder: TextEncoder) -> dict[str, NDArray[Any]]:
-    """The inputs of the text graph for every prompt, class by class.
+def hold_classes(model: nn.Module, table: ClassTable, encoder: TextEncoder | None, folder: Path) -> None:
+    """Keep the inputs of the text graph for every prompt, class by class, at a model that was loaded from a folder.
 
     Raises:
-        InputError: a prompt that is longer than the model takes.
+        InputError: a prompt that is longer than the model takes; a folder without a tokenizer.
     """
+    if encoder is None:
+        raise InputError(f"{folder}: no tokenizer, and the texts of `classes` cannot be encoded without one")
     prompts = table.prompts()
     encoder.refuse_long(prompts)
-    return encoder.expand(encoder.compact(prompts))
+    model.class_feeds = encoder.expand(encoder.compact(prompts))  # type: ignore[assignment]
 
 
-def with_classes(seen: Graph, text: Graph, feeds: dict[str, NDArray[Any]], classes: int) -> Graph:
+def texts_are_a_table(table: ClassTable | None, folder: Path) -> bool:
+    """Whether a folder is that of a package whose texts are a table: it has no tokenizer."""
+    return table is not None and not any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def with_classes(model: nn.Module, seen: Graph, text: Graph, classes: int) -> Graph:
     """The graph of pictures (or sounds) with ``class_scores`` behind its embeddings: cosines with each class [n, c].
 
     Args:
+        model: One that :func:`hold_classes` was given.
         seen: Gives L2-normalised embeddings as its only output.
         text: The text graph, which is run here once and not exported.
-        feeds: What :func:`encode_classes` gave.
         classes: How many there are.
     """
     import dataclasses
@@ -119,6 +127,7 @@ def with_classes(seen: Graph, text: Graph, feeds: dict[str, NDArray[Any]], class
 
     from mmcompress.families._class_table_modules import ClassScorer
 
+    feeds: Any = model.class_feeds
     inputs = {name: torch.from_numpy(value) for name, value in feeds.items()}
     count = next(iter(feeds.values())).shape[0]
     parts: list[Tensor] = []

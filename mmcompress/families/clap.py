@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmcompress.component import JSON
-from mmcompress.errors import InputError, UsageError
+from mmcompress.errors import UsageError
 from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run
 from mmcompress.families._clap_processing import ClapProcessor
-from mmcompress.families._class_table import SCORES, ClassTable, encode_classes, with_classes, without_usual
+from mmcompress.families._class_table import (
+    SCORES,
+    ClassTable,
+    hold_classes,
+    with_classes,
+    without_usual,
+)
 from mmcompress.families._images import PREPROCESSOR_FILES
 from mmcompress.families._texts import TOKENIZER_FILES
 
@@ -105,10 +111,7 @@ class Clap(Family):
         model: torch.nn.Module = load_model(folder, ARCHITECTURE, attention)
         model.sound_settings = read_clap_settings(folder)  # type: ignore[assignment]
         if self.classes is not None:
-            texts = self.processor(folder).texts
-            if texts is None:
-                raise InputError(f"{folder}: no tokenizer, and the texts of `classes` cannot be encoded without one")
-            model.class_feeds = encode_classes(self.classes, texts)  # type: ignore[assignment]
+            hold_classes(model, self.classes, self.processor(folder).texts, folder)
         return model
 
     def save(self, model: torch.nn.Module, source: Path, folder: Path) -> None:
@@ -195,8 +198,7 @@ class Clap(Family):
         audio, text = self.traced(model)
         if self.classes is None:
             return [audio, text]
-        feeds: Any = model.class_feeds
-        return [with_classes(audio, text, feeds, len(self.classes.names))]
+        return [with_classes(model, audio, text, len(self.classes.names))]
 
     def traced(self, model: torch.nn.Module) -> list[Graph]:
         """Both towers: pruning narrows the text tower too, whose table the package gets."""

@@ -21,7 +21,14 @@ from pydantic import Field, model_validator
 from mmcompress.component import JSON
 from mmcompress.errors import InputError, UsageError
 from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run
-from mmcompress.families._class_table import SCORES, ClassTable, encode_classes, with_classes, without_usual
+from mmcompress.families._class_table import (
+    SCORES,
+    ClassTable,
+    hold_classes,
+    texts_are_a_table,
+    with_classes,
+    without_usual,
+)
 from mmcompress.families._clip_towers import NAMES, TEXTS_OF_BERT
 from mmcompress.families._films import FilmEncoder
 from mmcompress.families._images import PREPROCESSOR_FILES, ImageEncoder, read_image_settings, read_object
@@ -128,10 +135,7 @@ class Clip(Family):
 
         model: torch.nn.Module = load_model(folder, attention)
         if self.classes is not None:
-            texts = self.processor(folder).texts
-            if texts is None:
-                raise InputError(f"{folder}: no tokenizer, and the texts of `classes` cannot be encoded without one")
-            model.class_feeds = encode_classes(self.classes, texts)  # type: ignore[assignment]
+            hold_classes(model, self.classes, self.processor(folder).texts, folder)
         if self.preprocessing == "graph":
             model.picture_settings = read_image_settings(folder)  # type: ignore[assignment]
         return model
@@ -225,8 +229,7 @@ class Clip(Family):
             vision = takes_bytes(vision, settings)
         if self.classes is None:
             return [vision, text]
-        feeds: Any = model.class_feeds
-        return [with_classes(vision, text, feeds, len(self.classes.names))]
+        return [with_classes(model, vision, text, len(self.classes.names))]
 
     def traced(self, model: torch.nn.Module) -> list[Graph]:
         """Both towers: pruning narrows the text tower too, whose table the package gets."""
@@ -282,8 +285,8 @@ class ClipProcessor:
         self.images = ImageEncoder(read_image_settings(folder))
         self.films = None if frames is None else FilmEncoder(self.images.settings, frames)
         self.texts: TextEncoder | None = None
-        if classes is not None and not any((folder / name).is_file() for name in TOKENIZER_FILES):
-            return  # a package whose texts are a table
+        if texts_are_a_table(classes, folder):
+            return
         settings = read_text_settings(
             folder,
             int(text.get("max_position_embeddings", 64 if siglip else 512 if kind in TEXTS_OF_BERT else 77)),

@@ -15,8 +15,6 @@ from mmcompress.metrics import Bench, Measured, Scores, Subject
 from mmcompress.metrics._pairs import Pairs
 from mmcompress.metrics._quality import TIE, Column, derived_names, quality_rows
 
-__all__ = ["ZeroShot", "class_embeddings", "classify"]
-
 
 class ZeroShot(Pairs):
     """Top-1 accuracy without training on the classes (Radford et al. 2021, section 3.1.4: ensembles of prompts).

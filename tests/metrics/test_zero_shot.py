@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from mmcompress.errors import InputError
-from mmcompress.metrics.zero_shot import ZeroShot, class_embeddings, classify
+from mmcompress.families._class_table import class_embeddings
+from mmcompress.metrics.zero_shot import ZeroShot, classify
 
 pytestmark = pytest.mark.unit
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,62 +12,57 @@ import torch
 from training_helpers import stage_input, write_model
 
 from mmcompress.errors import StageError
+from mmcompress.stages import StageInput
 from mmcompress.stages._runaway import Runaway
 from mmcompress.stages.finetune import Finetune
 
 unit = pytest.mark.unit
+Change = Callable[[Any, Any, int], Any]
 
 
-def test_divergence_names_the_step_and_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = write_model(tmp_path / "model")
-    calls = 0
-    original = type(model.family).task_loss
+@pytest.fixture
+def changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Change], StageInput]:
+    """A training of a small model whose task loss is what ``change(loss, outputs, call)`` makes of it; calls count from 1."""
 
-    def failing(self: Any, outputs: Any, batch: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return original(self, outputs, batch) * (float("nan") if calls == 6 else 1.0)
+    def plant(change: Change) -> StageInput:
+        model = write_model(tmp_path / "model")
+        original, calls = type(model.family).task_loss, count(1)
 
-    monkeypatch.setattr(type(model.family), "task_loss", failing)
+        def loss(self: Any, outputs: Any, batch: Any) -> Any:
+            return change(original(self, outputs, batch), outputs, next(calls))
+
+        monkeypatch.setattr(type(model.family), "task_loss", loss)
+        return stage_input(tmp_path, model=model)
+
+    return plant
+
+
+def test_divergence_names_the_step_and_the_last_checkpoint(changed: Callable[[Change], StageInput]) -> None:
+    given = changed(lambda loss, outputs, call: loss * (float("nan") if call == 6 else 1.0))
     with pytest.raises(
         StageError, match=r"step 6 of 8(.|\n)*The batch: examples \S+, \S+, \S+, \S+ and 28 more(.|\n)*checkpoint-4"
     ):
-        Finetune(steps=8, batch_size=32, checkpoints=2).run(stage_input(tmp_path, model=model))
+        Finetune(steps=8, batch_size=32, checkpoints=2).run(given)
 
 
 def test_a_gradient_that_is_not_finite_ends_the_training_before_it_is_applied(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changed: Callable[[Change], StageInput],
 ) -> None:
-    model = write_model(tmp_path / "model")
-    original = type(model.family).task_loss
-
-    def steep(self: Any, outputs: Any, batch: Any) -> Any:
-        loss = original(self, outputs, batch)
+    def steep(loss: Any, outputs: Any, call: int) -> Any:
         return loss + (loss.detach() - loss) ** 2 + torch.sqrt((loss.detach() - loss).abs())
 
-    monkeypatch.setattr(type(model.family), "task_loss", steep)
+    given = changed(steep)
     with pytest.raises(StageError, match=r"the gradient is not finite at step 1 of 2(.|\n)*checkpoint is none"):
-        Finetune(steps=2, batch_size=32).run(stage_input(tmp_path, model=model))
+        Finetune(steps=2, batch_size=32).run(given)
 
 
-def test_a_loss_that_runs_away_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = write_model(tmp_path / "model")
-    calls = 0
-    original = type(model.family).task_loss
-
-    def rising(self: Any, outputs: Any, batch: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return (
-            original(self, outputs, batch).detach() * 0 + outputs["text.embeds"].sum() * 0 + (1 if calls <= 60 else 40)
-        )
-
-    monkeypatch.setattr(type(model.family), "task_loss", rising)
+def test_a_loss_that_runs_away_ends_the_training(changed: Callable[[Change], StageInput]) -> None:
+    given = changed(lambda loss, outputs, call: 0 * outputs["text.embeds"].sum() + (1 if call <= 60 else 40))
     # The level is 1; of 20 losses, five of 40 and fifteen of 1 have a mean of 10.75.
     with pytest.raises(
         StageError, match=r"over 10 times its level of the beginning, 1, at step 65 of 80(.|\n)*checkpoint-60"
     ):
-        Finetune(steps=80, batch_size=4, checkpoints=40, checkpoint_minutes=60).run(stage_input(tmp_path, model=model))
+        Finetune(steps=80, batch_size=4, checkpoints=40, checkpoint_minutes=60).run(given)
 
 
 @unit
