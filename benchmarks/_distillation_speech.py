@@ -25,11 +25,10 @@ def speech(quick: bool, data: Path, work: Path) -> tuple[Sequence[Claim], Mappin
     (task,) = [task for task in tasks.TASKS if task.name == "digit_strings"]
     source = tasks.prepare(task, data, work)
     given = yaml.safe_load(source.read_text(encoding="utf-8"))
-    source.with_name("teacher.yaml").write_text(yaml.safe_dump(teacher_of(source), sort_keys=False), encoding="utf-8")
     recipe = {
         "version": 1,
         "name": "distillation-speech",
-        "teacher": {"recipe": "teacher.yaml"},
+        "teacher": teacher_of(source),
         "data": {name: given["data"][name] for name in ("train", "test")},
         "stages": [{"distill": {**STUDENT, "steps": STEPS}}],
         "measure": {"metrics": [METRIC, "parameters"]},

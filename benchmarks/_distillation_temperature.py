@@ -121,9 +121,7 @@ def _write(study: Study, source: Path, arms: Sequence[str], split: str) -> Path:
     recipe["data"]["test"] = recipe["data"][split]
     del recipe["data"]["validation"]  # so that both splits judge the very same models
     if "teacher" not in recipe:  # the first stage makes it
-        maker = source.with_name("teacher.yaml")
-        maker.write_text(yaml.safe_dump(teacher_of(source), sort_keys=False), encoding="utf-8")
-        recipe["teacher"] = {"recipe": maker.name}
+        recipe["teacher"] = teacher_of(source)
     recipe["stages"] = []
     recipe["baselines"] = {arm: [{"distill": _stage(study, arm)}] for arm in arms}
     recipe["measure"] = {"metrics": [_metric(study)]}
@@ -134,11 +132,14 @@ def _write(study: Study, source: Path, arms: Sequence[str], split: str) -> Path:
     return path
 
 
-def teacher_of(source: Path) -> dict[str, Any]:
-    """The recipe of a task's teacher alone."""
+def teacher_of(source: Path) -> dict[str, str]:
+    """A task's teacher, which its first stage makes, by a recipe of its own that is written beside the task's."""
     recipe: dict[str, Any] = yaml.safe_load(source.read_text(encoding="utf-8"))
     kept = {name: recipe[name] for name in ("version", "data")}
-    return {**kept, "name": f"{recipe['name']}-teacher", "stages": recipe["stages"][:1], "measure": {"metrics": []}}
+    maker = {**kept, "name": f"{recipe['name']}-teacher", "stages": recipe["stages"][:1], "measure": {"metrics": []}}
+    path = source.with_name("teacher.yaml")
+    path.write_text(yaml.safe_dump(maker, sort_keys=False), encoding="utf-8")
+    return {"recipe": path.name}
 
 
 def _stage(study: Study, arm: str) -> dict[str, Any]:

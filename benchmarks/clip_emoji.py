@@ -21,11 +21,15 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "clip_emoji.yaml"
 INT8 = "onnxruntime int8"
 
 
+def places(teacher: Path, data: Path) -> list[str]:
+    """The overrides of a recipe on drawings that say where its teacher and its tables lie."""
+    tables = [f"data.{split}.image_text.path={data / split}.jsonl" for split in ("train", "validation", "test")]
+    return [f"teacher.clip.path={teacher}", *tables]
+
+
 def measure(quick: bool, teacher: Path, data: Path) -> tuple[Sequence[Claim], Mapping[str, Any]]:
     """Run the recipe (what is built is found) and read its report; nothing is demanded of a test this hard."""
-    overrides = [f"teacher.clip.path={teacher}"]
-    overrides += [f"data.{split}.image_text.path={data / split}.jsonl" for split in ("train", "validation", "test")]
-    outcome = runs.run(RECIPE, overrides=overrides, smoke=quick)
+    outcome = runs.run(RECIPE, overrides=places(teacher, data), smoke=quick)
     if quick:
         passed = 0.0 if outcome.failures else 1.0
         return [Claim("a smoke run of the recipe finishes", passed, "", None, 1.0, True, passed == 1.0)], {}
