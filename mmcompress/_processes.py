@@ -38,6 +38,7 @@ def together() -> Iterator[None]:
         yield
         return
     import torch
+    import torch.distributed.nn.functional  # before there is a group, which its functions would keep as a default
     from torch import distributed
 
     if distributed.is_initialized():
@@ -48,6 +49,7 @@ def together() -> Iterator[None]:
     try:
         yield
     finally:
+        # Ends the group's threads, as nothing else holds it: one that lives on when Python ends aborts the process.
         distributed.destroy_process_group()
 
 

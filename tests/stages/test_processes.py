@@ -36,6 +36,7 @@ LOSSES = [
 
 CHILD = """
 import sys
+from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from small_objective import BATCH, batch, gradients, objective, whole_batch
@@ -43,6 +44,7 @@ from test_processes import LOSSES
 from mmcompress import _processes
 from mmcompress.stages._whole_batch_modules import cut
 with _processes.together():
+    import torch.distributed.nn.functional  # as libraries do, late
     half = BATCH // 2
     given = cut(batch(), slice(half * _processes.rank(), half * (_processes.rank() + 1)), BATCH)
     # Each process cuts its texts to the longest of its own, as its own examples give it.
@@ -63,6 +65,8 @@ with _processes.together():
         disagreed = str(error)
     assert _processes.told_by_first(f"from {_processes.rank()}") == "from 0"
     save_file(found, f"{sys.argv[1]}/{_processes.rank()}.safetensors", metadata={"disagreed": disagreed})
+threads = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
+assert not [name for name in threads if "gloo" in name], "a thread that outlives the interpreter aborts the process"
 """
 
 
