@@ -15,6 +15,18 @@ from mmcompress.errors import RecipeError
 Location = tuple[str | int, ...]
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)")
 _MAX_NODES = 100_000
+_BOOLEAN = "tag:yaml.org,2002:bool"
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads ``true`` and ``false`` alone as booleans, as YAML 1.2 does: ``on`` names the runtime of a goal, ``no`` may be a class."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOLEAN]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOLEAN, re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 class FromCommandLine(str):
@@ -53,7 +65,7 @@ def read(path: Path) -> Document:
         raise RecipeError([f"{path}: is a folder; expected a recipe (a YAML file)"]) from None
     except UnicodeDecodeError:
         raise RecipeError([f"{path}: not UTF-8 text; expected a recipe (a YAML file)"]) from None
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
@@ -103,6 +115,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def loads(text: str) -> Any:
+    """YAML as plain data, read as recipes are.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    return _plain(yaml.load(text, Loader=_Loader))
+
+
 def override(data: dict[str, Any], assignment: str) -> None:
     """Apply ``stages.0.distill.epochs=2`` to the data of a recipe, in place.
 
@@ -113,7 +134,7 @@ def override(data: dict[str, Any], assignment: str) -> None:
     if not equals or not path:
         raise RecipeError([f"-s {assignment}: expected PATH=VALUE, such as stages.0.distill.epochs=2"])
     try:
-        value = _from_command_line(_plain(yaml.safe_load(text)))
+        value = _from_command_line(loads(text))
     except yaml.YAMLError as error:
         raise RecipeError([f"-s {assignment}: the value is not valid YAML: {error}"]) from None
     parts = path.split(".")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
+from mmcompress import _yaml
 from mmcompress._report_rows import cell, columns, conditions_text, models
 from mmcompress._report_text import short, title
 from mmcompress.component import digest_json
@@ -119,7 +119,7 @@ def _labels(groups: Any) -> list[str]:
 
 
 def _recipe(report: Report) -> dict[str, Any]:
-    value = yaml.safe_load(report.recipe)
+    value = _yaml.loads(report.recipe)
     if not isinstance(value, dict):
         raise InputError(f"{report.folder}: the report's recipe is not a mapping; it was changed after it was written")
     return value

@@ -121,6 +121,16 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
     assert recipe.stages[0].learning_rate == 0.001  # type: ignore[attr-defined]
 
 
+def test_only_true_and_false_are_booleans(tmp_path: Path) -> None:
+    """YAML 1.1 reads `on` and `no` as booleans, which would make a key of goals of time, or a class, another thing."""
+    goal = "goal: {speedup: 1.5, on: onnxruntime}"
+    text = GOOD.replace("quantize:", f"  - prune: {{{goal}}}\nquantize:")
+    recipe = load_recipe(write(tmp_path, text), ["stages.1.prune.goal={speedup: 2, on: openvino}", "name=no"])
+    assert recipe.stages[1].goal.on.component_name() == "openvino"
+    assert load_recipe(write(tmp_path, text)).stages[1].goal.on.component_name() == "onnxruntime"
+    assert recipe.name == "no"
+
+
 def test_fields_at_follows_components(tmp_path: Path) -> None:
     assert "temperature" in fields_at(("stages", 0, "distill", "losses", 0, "contrastive_kl"))
     assert "validation" in fields_at(("data",))

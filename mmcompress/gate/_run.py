@@ -332,11 +332,11 @@ def _compare_reports(candidate: Report, baseline: Report, options: Options, outc
 
 def _explain_reports(candidate: Report, baseline: Report) -> list[str]:
     """What differs of the steps' own facts (blocks that were cut, operators in INT8), the recipes and the libraries."""
-    import yaml
+    from mmcompress import _yaml
 
     pairs = {
         "steps": [{step.name: dict(step.facts) for step in side.steps} for side in (baseline, candidate)],
-        "recipe": [yaml.safe_load(side.recipe) or {} for side in (baseline, candidate)],
+        "recipe": [_yaml.loads(side.recipe) or {} for side in (baseline, candidate)],
         "libraries": [side.environment.get("libraries", {}) for side in (baseline, candidate)],
     }
     return [
