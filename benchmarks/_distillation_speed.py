@@ -33,7 +33,7 @@ class Size:
     """How much is timed."""
 
     steps: int = 30
-    rounds: int = 8
+    rounds: int = 10
     batch: int = 128
     examples: int = 4096
     memory_runs: int = 2
@@ -205,13 +205,14 @@ class Bench:
 def _time(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
     size = Size(**spec["size"])
     bench = Bench(folder, size)
-    kinds = ["plain", *(f"{kind} {name}" for name in TEACHERS for kind in ("cached", "online", "forward"))]
+    # those that are compared closest stand side by side, and every second round goes backwards
+    kinds = ["plain", *(f"{kind} {name}" for kind in ("cached", "online", "forward") for name in TEACHERS)]
     for kind in kinds:  # once for what is written once, and for caches of libraries
         _once(bench, kind, 2)
     stored = _stored(folder / "cache")
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     for number in range(size.rounds):
-        for kind in kinds[number % len(kinds) :] + kinds[: number % len(kinds)]:
+        for kind in reversed(kinds) if number % 2 else kinds:
             seconds[kind].append(_once(bench, kind, size.steps))
     parameters = {"student": _parameters(bench.student), **{n: _parameters(t) for n, t in bench.teachers.items()}}
     return {"size": asdict(size), "seconds": seconds, "bytes_per_value": stored, "parameters": parameters}
