@@ -73,6 +73,7 @@ def write_model(folder: Path, quick: bool) -> Clip:
 def predictions(work: Path, quick: bool, count: int) -> list[Prediction]:
     """Random structures of the picture tower: predicted from the table, then built, exported and timed in turn."""
     folder = work / "model"
+    shutil.rmtree(work / "whole", ignore_errors=True)
     family = write_model(folder, quick)
     runtime = OnnxRuntime()
     times = table_of(

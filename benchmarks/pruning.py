@@ -1,186 +1,110 @@
 """Structured pruning: what it keeps, the time that it gives back, and whether the times it chooses by are right.
 
-    python benchmarks/pruning.py WORK --out benchmarks/results/pruning.json    (four to six hours on two cores when nothing is built)
+    python benchmarks/pruning.py DATA WORK --only scenes --out benchmarks/results/pruning.json
 
-WORK gets the recipes and a store, so that a second call goes on where the first ended. ``--only train`` and ``--only time``
-run one half: the trainings do not mind other processes, the times need a quiet machine. ``--quick`` drives every recipe on
-a few examples and times a smaller tower.
+DATA holds a folder ``emoji``, beside a folder ``teachers`` with ``emoji-clip``. WORK gets the recipes and a store: what is built
+there is found by a second call. The parts, all measured without ``--only``, and the time of each on two cores:
+
+- ``time``: times by the table against the clock, on the shapes of ViT-B/32 (half an hour)
+- ``scenes``: the scenes teacher at a quarter of its multiply-accumulates, three seeds (an hour)
+- ``curve``: quality over time of 24 cuts, by importance and by the goal's term (an hour)
+- ``drawings``: the same cut as ``scenes`` of a teacher of emoji (a quarter of an hour)
+
+All of them time graphs in the end and need a quiet machine for that; trainings do not. ``--quick`` shows that everything runs.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import _pruning_times as pruning_times
-from _claims import Claim, claim, find, main, only
+from _claims import Claim, claim, find, main, only, samples_of
+from _pruning_curve import curve
+from clip_emoji import places
 
 from mmcompress import runs
+from mmcompress.metrics import Row
 from mmcompress.report import Report, load_report
 
-TEACHER = Path(__file__).parents[1] / "recipes" / "scenes_teacher"
-PACKAGE, SPEED, QUALITY = "onnxruntime fp32", "speedup.latency_ms_p50", "retention.recall_at_1"
-SEEDS = (0, 1, 2)
-CUTS = (0.75, 0.55, 0.4, 0.25, 0.15)
-IMPORTANCES = ("taylor", "magnitude", "random")
-GOALS = {"macs": (0.7, 0.5, 0.35), "parameters": (0.7, 0.5, 0.35), "speedup": (1.3, 1.8, 2.5)}
-RECIPE = """\
-version: 1
-name: {name}
-seed: {seed}
-teacher: {{clip: {{path: {teacher}}}}}
-data:
-  train: {{scenes: {{split: train, size: {train}, twins: 1, omit: 0.3}}}}
-  validation: {{scenes: {{split: validation, size: 1000, twins: 1, omit: 0.3, unseen: 0.5}}}}
-  test: {{scenes: {{split: test, size: 20000, twins: 1, omit: 0.3}}}}
-stages:
-  - prune:
-      goal: {goal}
-      parts: {parts}
-      importance: {importance}
-      steps: {steps}
-      recover: {{losses: [feature_mse], steps: {training}, batch_size: 256, learning_rate: 1e-3, teacher_outputs: cached}}
-quantize: {{precision: fp32}}
-targets: [onnxruntime]
-measure:
-  threads: 2
-  metrics:
-    - recall_at_k: {{k: [1], gallery_size: 1000}}
-    - latency
-    - macs
-    - parameters
-"""
+RECIPES = Path(__file__).parent / "pruning"
+SEEDS = 3
+PACKAGE, SPEED, METRIC = "onnxruntime fp32", "speedup.latency_ms_p50", "recall_at_1"
+MEAN: dict[str, Any] = {"direction": "mean"}
+ENGINE: dict[str, Any] = {"request": "embed_image", "batch": 1, "scope": "engine"}
+Found = tuple[list[Claim], dict[str, Any]]
 
 
-def recipe(work: Path, name: str, goal: str, importance: str, seed: int, *, long: bool) -> Path:
-    """Write one pruning of the scenes teacher; the long ones come to the goal in three steps."""
-    work.mkdir(parents=True, exist_ok=True)
-    path = work / f"{name}.yaml"
-    path.write_text(
-        RECIPE.format(
-            name=name,
-            seed=seed,
-            teacher=TEACHER,
-            train=60000 if long else 30000,
-            goal=goal,
-            parts="[heads, feed_forward, layers]" if long else "[heads, feed_forward]",
-            importance=importance,
-            steps=3 if long else 1,
-            training=1500 if long else 250,
-        )
-    )
-    return path
-
-
-def train(quick: bool, work: Path) -> dict[str, Report]:
-    """Build and measure every recipe (what is built is found); by name."""
-    wanted = {
-        f"four-times-{seed}": recipe(work, f"four-times-{seed}", "{macs: 0.25}", "taylor", seed, long=True)
-        for seed in SEEDS
-    }
-    for importance in IMPORTANCES:
-        for cut in CUTS:
-            name = f"{importance}-{cut}"
-            wanted[name] = recipe(work, name, f"{{macs: {cut}}}", importance, 0, long=False)
-    for goal, values in GOALS.items():
-        on = ", on: onnxruntime, threads: 2" if goal == "speedup" else ""
-        for value in values:
-            name = f"by-{goal}-{value}"
-            wanted[name] = recipe(work, name, f"{{{goal}: {value}{on}}}", "taylor", 0, long=False)
+def scenes(quick: bool, data: Path, work: Path) -> Found:
+    """What four times fewer MACs keep and give back, seed by seed."""
+    recipe = RECIPES / "four_times.yaml"
     if quick:
-        wanted = {name: wanted[name] for name in ("four-times-0", "taylor-0.4")}
-    reports = {}
-    for name, path in wanted.items():
-        outcome = runs.run(path, store=work / "store", runs=work / "runs", smoke=quick)
-        if outcome.failures:
-            raise RuntimeError(f"{name}: {outcome.failures}")
-        print(json.dumps({"recipe": name, "folder": str(outcome.folder)}), flush=True)
-        if not quick:
-            reports[name] = load_report(outcome.folder)
-    return reports
-
-
-def trained_claims(reports: Mapping[str, Report]) -> list[Claim]:
-    """What four times fewer MACs keep and give, the curves, and what a goal of time gains over the others."""
-    mean: dict[str, Any] = {"direction": "mean"}
-    engine: dict[str, Any] = {"request": "embed_image", "batch": 1, "scope": "engine"}
+        return _smoke(recipe), {}
+    reports = _reports(recipe, SEEDS, work)
     claims = []
-    for seed in SEEDS:
-        report = reports[f"four-times-{seed}"]
-        claims.append(
-            claim(f"4 times fewer MACs, seed {seed}: recall@1 kept", find(report, QUALITY, PACKAGE, **mean), 0.99)
-        )
-        claims.append(_gained(report, seed, find(report, SPEED, PACKAGE, **engine)))
-    for name, report in reports.items():
-        if not name.startswith("four-times"):
-            claims.append(claim(f"{name}: recall@1 kept", find(report, QUALITY, PACKAGE, **mean)))
-            claims.append(claim(f"{name}: times as fast", find(report, SPEED, PACKAGE, **engine)))
-    for cut in CUTS:
-        kept = {i: find(reports[f"{i}-{cut}"], QUALITY, PACKAGE, **mean) for i in IMPORTANCES}
-        taylor, chance = kept["taylor"], kept["random"]
-        above = None
-        if taylor.ci95 and chance.ci95:
-            above = taylor.ci95[0] > chance.ci95[1] if taylor.ci95[0] > chance.ci95[1] else None
-            above = False if taylor.ci95[1] < chance.ci95[0] else above
-        gap = (taylor.value or 0) - (chance.value or 0)
-        claims.append(Claim(f"at {cut} of the MACs: Taylor above random", gap, "", None, 0.0, True, above))
-    return [*claims, *_by_goal(reports, mean, engine)]
+    for seed, report in enumerate(reports):
+        claims += _kept_and_gained(report, f"4 times fewer MACs, seed {seed}", kept=0.99, gained=0.65)
+    return claims, samples_of(reports)
 
 
-def _gained(report: Report, seed: int, speed: Any) -> Claim:
-    """Times as fast over times fewer MACs, of the whole model's picture tower."""
+def drawings(quick: bool, data: Path, work: Path) -> Found:
+    """The same of drawings and their names, as it comes out."""
+    recipe = RECIPES / "emoji.yaml"
+    overrides = places(data.resolve().parent / "teachers" / "emoji-clip", data.resolve() / "emoji")
+    if quick:
+        return _smoke(recipe, overrides), {}
+    (report,) = _reports(recipe, 1, work, overrides)
+    claims = []
+    for metric in (METRIC, "recall_at_5"):
+        shown = metric.replace("_at_", "@")
+        claims += [
+            claim(f"emoji, {shown}: {what}", find(report, metric, name, **MEAN))
+            for name, what in (("teacher", "the teacher"), (PACKAGE, "4 times fewer MACs"))
+        ]
+    return [*claims, *_kept_and_gained(report, "emoji, 4 times fewer MACs")], samples_of([report])
+
+
+def _kept_and_gained(
+    report: Report, what: str, kept: float | None = None, gained: float | None = None
+) -> Sequence[Claim]:
+    """The share of recall@1 that the package keeps, times as fast, and that over the MACs saved in the picture tower."""
     whole, cut = (find(report, "macs", name, part="vision_model").value for name in ("teacher", "prune"))
     if not whole or not cut:
         raise LookupError(f"{report.title}: the products of teacher and pruned model are not known")
-    macs = whole / cut
-    ends = tuple(end / macs for end in speed.ci95) if speed.ci95 else None
-    holds = None if ends is None else True if ends[0] >= 0.65 else False if ends[1] < 0.65 else None
-    return Claim(
-        f"4 times fewer MACs, seed {seed}: time gained over MACs saved", speed.value / macs, "", ends, 0.65, True, holds
-    )
+    fast = find(report, SPEED, PACKAGE, **ENGINE)
+    share = claim(f"{what}: times as fast over times fewer MACs", _over(fast, whole / cut), gained)
+    return [
+        claim(f"{what}: recall@1 kept", find(report, f"retention.{METRIC}", PACKAGE, **MEAN), kept),
+        Claim(f"{what}: times fewer MACs, picture tower", whole / cut, "ratio", None, None, True, None),
+        claim(f"{what}: times as fast", fast),
+        share,
+    ]
 
 
-def _by_goal(reports: Mapping[str, Report], mean: dict[str, Any], engine: dict[str, Any]) -> list[Claim]:
-    """At the quality of each cut by time: times as fast, over what the other goals' curves give at that quality."""
-    curves = {
-        goal: sorted(
-            (
-                find(reports[f"by-{goal}-{v}"], QUALITY, PACKAGE, **mean).value,
-                find(reports[f"by-{goal}-{v}"], SPEED, PACKAGE, **engine).value,
-            )
-            for v in values
-        )
-        for goal, values in GOALS.items()
-    }
-    claims = []
-    for other in ("macs", "parameters"):
-        ratios = [speed / _interpolated(curves[other], quality) for quality, speed in curves["speedup"]]
-        worst = min(ratios)
-        claims.append(
-            Claim(
-                f"cut by time against cut by {other}, at equal quality: times as fast",
-                worst,
-                "",
-                None,
-                1.0,
-                True,
-                worst >= 1,
-            )
-        )
-    return claims
+def _over(row: Row, by: float) -> Row:
+    """A row with its value and intervals divided by a number that is known exactly."""
+
+    def divided(ends: tuple[float, float] | None) -> tuple[float, float] | None:
+        return None if ends is None else (ends[0] / by, ends[1] / by)
+
+    assert row.value is not None
+    return replace(row, value=row.value / by, ci95=divided(row.ci95), one_sided95=divided(row.one_sided95))
 
 
-def _interpolated(curve: Sequence[tuple[float, float]], quality: float) -> float:
-    import numpy as np
+def _smoke(recipe: Path, overrides: Sequence[str] = ()) -> list[Claim]:
+    passed = not runs.run(recipe, overrides=overrides, smoke=True).failures
+    return [Claim(f"{recipe.stem} runs on 64 examples", float(passed), "", None, 1.0, True, passed)]
 
-    return float(np.interp(quality, [point[0] for point in curve], [point[1] for point in curve]))
+
+def _reports(recipe: Path, seeds: int, work: Path, overrides: Sequence[str] = ()) -> list[Report]:
+    made = runs.run_seeds(recipe, seeds, overrides=overrides, store=work / "store", runs=work / "runs")
+    return [load_report(outcome.folder) for outcome in made]
 
 
-def timed_claims(quick: bool, work: Path) -> tuple[list[Claim], dict[str, Any]]:
+def times(quick: bool, data: Path, work: Path) -> Found:
     """Predicted against measured times, and how long tracing and cutting take."""
     folder = work / ("times-quick" if quick else "times")
     found = pruning_times.predictions(folder, quick, 2 if quick else 10)
@@ -193,22 +117,26 @@ def timed_claims(quick: bool, work: Path) -> tuple[list[Claim], dict[str, Any]]:
     return claims, {"predictions": [asdict(item) for item in found]}
 
 
-def measure(quick: bool, work: Path) -> tuple[Sequence[Claim], Mapping[str, Any]]:
-    """Both halves, or the one that was asked for."""
-    work = work.resolve()
+PARTS: dict[str, Callable[[bool, Path, Path], Found]] = {
+    "time": times,
+    "scenes": scenes,
+    "curve": lambda quick, data, work: curve(quick, work),
+    "drawings": drawings,
+}
+ONLY: list[str] = []
+
+
+def measure(quick: bool, data: Path, work: Path) -> tuple[Sequence[Claim], Mapping[str, Any]]:
+    """The claims and raw samples of all parts, or of those that were asked for."""
     claims: list[Claim] = []
     samples: dict[str, Any] = {}
-    if "time" in ONLY or not ONLY:
-        claims, samples = timed_claims(quick, work)
-    if "train" in ONLY or not ONLY:
-        reports = train(quick, work / ("quick" if quick else "recipes"))
-        claims += [Claim("the recipes run", 1.0, "", None, 1.0, True, True)] if quick else trained_claims(reports)
-        samples["curves"] = [asdict(item) for item in claims]
+    for name in ONLY or PARTS:
+        found, raw = PARTS[name](quick, data, work.resolve())
+        claims += found
+        samples.update(raw)
     return claims, samples
 
 
-ONLY: list[str] = []
-
 if __name__ == "__main__":
     ONLY.extend(only())
-    sys.exit(main(__doc__ or "", measure, paths=("work",)))
+    sys.exit(main(__doc__ or "", measure, paths=("data", "work")))

@@ -186,6 +186,20 @@ class Prunable:
     """Per module name, its attributes that count heads or head channels and follow the cut."""
 
 
+def losses_of_embeddings(first: str = "vision", second: str = "text") -> tuple[JSON, ...]:
+    """CLIP-KD's best three (arXiv:2307.12732) for a pair of parts, as a recipe writes them.
+
+    The temperature is not that which ``contrastive_kl`` has alone: its square weighs the term, and beside the other two
+    the lower one did as well with the teacher's weights and better from random ones (``benchmarks/distillation.py``).
+    """
+    pair = [first, second]
+    return (
+        {"feature_mse": {"weight": 4.0, "outputs": [f"{part}.embeds" for part in pair]}},
+        {"icl": {"pair": pair}},
+        {"contrastive_kl": {"pair": pair, "temperature": 2.0, "direction": "forward"}},
+    )
+
+
 class Family(Component):
     """A kind of model and, in a recipe, a checkpoint of it: a folder, a hub id, or a config (random weights, by name)."""
 
@@ -313,11 +327,8 @@ class Family(Component):
         return self.columns
 
     def default_losses(self) -> tuple[JSON, ...]:
-        """The losses of a distillation that names none, as a recipe writes them.
-
-        CLIP-KD's best three (arXiv:2307.12732), which feed on embeddings of pictures and texts.
-        """
-        return ({"feature_mse": {"weight": 4.0}}, "icl", "contrastive_kl")
+        """The losses of a distillation that names none, as a recipe writes them; here those for embeddings."""
+        return losses_of_embeddings()
 
     # --- compressing and exporting (with torch) ---
 

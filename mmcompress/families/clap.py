@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mmcompress.component import JSON
 from mmcompress.errors import UsageError
-from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run
+from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run, losses_of_embeddings
 from mmcompress.families._clap_processing import ClapProcessor
 from mmcompress.families._class_table import (
     SCORES,
@@ -36,7 +36,7 @@ _GRAPHS = {
     "classify": ("audio_model", SCORES),
 }
 _INPUTS = {"audio_model": ("input_features", "is_longer"), "text_model": ("input_ids", "attention_mask")}
-_PAIR = ["audio", "text"]
+_PAIR = ("audio", "text")
 
 
 class Clap(Family):
@@ -174,13 +174,8 @@ class Clap(Family):
         return frozenset({"audio.embeds", "text.embeds", "fusion.logit_scale", "fusion.logit_scale_text"})
 
     def default_losses(self) -> tuple[JSON, ...]:
-        """CLIP-KD's best three (arXiv:2307.12732), of sounds and texts."""
-        embeds = [f"{part}.embeds" for part in _PAIR]
-        return (
-            {"feature_mse": {"weight": 4.0, "outputs": embeds}},
-            {"icl": {"pair": _PAIR}},
-            {"contrastive_kl": {"pair": _PAIR}},
-        )
+        """Those for embeddings, of sounds and texts."""
+        return losses_of_embeddings(*_PAIR)
 
     # --- compressing and exporting ---
 

@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 
 from mmcompress.component import JSON
 from mmcompress.errors import UsageError
-from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run
+from mmcompress.families import Family, Feeds, FromTeacher, Graph, Prunable, Request, Run, losses_of_embeddings
 from mmcompress.families._custom_config import EMBEDDED, Classify, CustomConfig, Embed, parse_config
 from mmcompress.families._custom_processor import CustomProcessor
 from mmcompress.families._images import read_object
@@ -174,14 +174,12 @@ class Custom(Family):
         return self.provides()
 
     def default_losses(self) -> tuple[JSON, ...]:
-        """The teacher's logits beside the task; of embeddings CLIP-KD's best three."""
+        """The teacher's logits beside the task; of embeddings those for embeddings."""
         task = self.described.task
         if isinstance(task, Embed):
             # Losses call texts the second of a pair.
             first, second = sorted((EMBEDDED[item.kind][1] for item in self.described.inputs), key="text".__eq__)
-            pair = {"pair": [first, second]}
-            outputs = [f"{first}.embeds", f"{second}.embeds"]
-            return ({"feature_mse": {"weight": 4.0, "outputs": outputs}}, {"icl": pair}, {"contrastive_kl": pair})
+            return losses_of_embeddings(first, second)
         if isinstance(task, Classify):
             return ({"logits_kl": {"outcomes": "independent"} if task.several else {}}, "task")
         return ({"logits_mse": {"scale": "fusion.scale"}}, "task")
