@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Affinity(PairLoss):
     """The student's affinities of pictures with texts, and of texts with pictures, are the teacher's.
 
-    It is ``contrastive_kl`` at temperature 1 plus the entropy of the teacher's affinities, which is constant: the
+    It is ``contrastive_kl`` forward at temperature 1 plus the entropy of the teacher's affinities, which is constant: the
     gradients are the same, the value does not end at 0.
     """
 

@@ -89,7 +89,7 @@ def test_affinity_is_that_of_numpy_and_has_the_gradient_of_contrastive_kl_at_tem
     value = Affinity().compute(student, teacher, None)
     assert value.item() == pytest.approx(expected, rel=1e-5)
     gradients = []
-    for loss in (Affinity(), ContrastiveKL(temperature=1.0)):
+    for loss in (Affinity(), ContrastiveKL(temperature=1.0, direction="forward")):
         leaf = student["vision.embeds"].clone().requires_grad_(True)
         moved = loss.compute({**student, "vision.embeds": leaf}, teacher, None)
         gradients.append(torch.autograd.grad(moved, leaf)[0])

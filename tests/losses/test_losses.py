@@ -97,7 +97,7 @@ def test_contrastive_kl_by_hand(direction: str, sides: str) -> None:
     transposed = [[list(column) for column in zip(*m, strict=True)] for m in (of_student, of_teacher)]
     columns = by_hand(transposed[0], transposed[1], 2.0, direction)
     expected = {"both": (rows + columns) / 2, "image_to_text": rows, "text_to_image": columns}[sides]
-    got = ContrastiveKL(direction=direction, sides=sides).compute(student, teacher, None)
+    got = ContrastiveKL(temperature=2.0, direction=direction, sides=sides).compute(student, teacher, None)
     assert got.item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -178,7 +178,7 @@ def test_every_loss_dumps_and_loads_equal_and_each_field_changes_its_identity() 
         ContrastiveKL(),
         ContrastiveKL(weight=2.0),
         ContrastiveKL(temperature=1.0),
-        ContrastiveKL(direction="reverse"),
+        ContrastiveKL(direction="forward"),
         ContrastiveKL(sides="image_to_text"),
         LogitsKL(),
         LogitsKL(temperature=1.0),
