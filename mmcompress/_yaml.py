@@ -121,7 +121,11 @@ def loads(text: str) -> Any:
     Raises:
         yaml.YAMLError: it is none.
     """
-    return _plain(yaml.load(text, Loader=_Loader))
+    loader = _Loader(text)
+    try:
+        return _plain(loader.get_single_data())
+    finally:
+        loader.dispose()
 
 
 def override(data: dict[str, Any], assignment: str) -> None:
