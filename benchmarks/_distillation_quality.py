@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from _claims import Claim, claim, find
+from _recipes import reports as reports_of
+from _recipes import smoke
 from clip_emoji import places
 
-from mmcompress import runs
 from mmcompress.compare import mean_of
 from mmcompress.metrics import Row
-from mmcompress.report import Report, load_report, read_samples
+from mmcompress.report import Report, read_samples
 
 RECIPES = Path(__file__).parent / "distillation"
 SEEDS = 3
@@ -32,8 +33,8 @@ DRAWINGS = (METRIC, "recall_at_5", "mrr")
 def quality(quick: bool, data: Path, work: Path) -> tuple[Sequence[Claim], Mapping[str, Any]]:
     """Train all arms on scenes with every seed (what is built is found) and read the claims off the reports."""
     if quick:
-        return [*_smoke(RECIPES / "scenes.yaml"), *_smoke(RECIPES / "scenes_random.yaml")], {}
-    reports = _reports(RECIPES / "scenes.yaml", work)
+        return [*smoke(RECIPES / "scenes.yaml"), *smoke(RECIPES / "scenes_random.yaml")], {}
+    reports = reports_of(RECIPES / "scenes.yaml", work, SEEDS)
     share = _parameters(reports[0], "distill") / _parameters(reports[0], "teacher")
     claims = [
         claim("recall@1 of the teacher", find(reports[0], METRIC, "teacher", **MEAN), 0.80),
@@ -55,7 +56,7 @@ def quality(quick: bool, data: Path, work: Path) -> tuple[Sequence[Claim], Mappi
 
 def _tuned(work: Path, others: Sequence[Report]) -> tuple[list[Claim], dict[str, Any]]:
     """From random weights with what did best on validation data: feature_mse 20 in place of 4, twice the learning rate."""
-    reports = _reports(RECIPES / "scenes_random.yaml", work)
+    reports = reports_of(RECIPES / "scenes_random.yaml", work, SEEDS)
     what = "random weights, feature_mse 20, learning rate 2e-3"
     claims = [
         claim(f"recall@1: {what}", _mean(reports, METRIC, "distill")),
@@ -76,8 +77,8 @@ def drawings(quick: bool, data: Path, work: Path) -> tuple[Sequence[Claim], Mapp
     recipe, teacher = RECIPES / "emoji.yaml", data.resolve().parent / "teachers" / "emoji-clip"
     overrides = places(teacher, data.resolve() / "emoji")
     if quick:
-        return _smoke(recipe, overrides), {}
-    (report,) = _reports(recipe, work, 1, overrides)
+        return smoke(recipe, overrides), {}
+    (report,) = reports_of(recipe, work, 1, overrides)
     trained = {row.name for row in report.rows}
     arms = {arm: what for arm, what in ARMS.items() if arm in trained}
     claims = []
@@ -90,16 +91,6 @@ def drawings(quick: bool, data: Path, work: Path) -> tuple[Sequence[Claim], Mapp
         for arm, what in arms.items()
     ]
     return claims, {"emoji": _scores(report)}
-
-
-def _smoke(recipe: Path, overrides: Sequence[str] = ()) -> list[Claim]:
-    passed = not runs.run(recipe, overrides=overrides, smoke=True).failures
-    return [Claim(f"every arm of {recipe.stem} trains on 64 examples", float(passed), "", None, 1.0, True, passed)]
-
-
-def _reports(recipe: Path, work: Path, seeds: int = SEEDS, overrides: Sequence[str] = ()) -> list[Report]:
-    made = runs.run_seeds(recipe, seeds, overrides=overrides, store=work / "store", runs=work / "runs")
-    return [load_report(outcome.folder) for outcome in made]
 
 
 def _scores(report: Report) -> dict[str, str]:

@@ -10,6 +10,7 @@ import tasks
 import yaml
 from _claims import Claim, claim, find
 from _distillation_temperature import teacher_of
+from _recipes import write
 
 from mmcompress import runs
 from mmcompress.report import load_report
@@ -33,8 +34,7 @@ def speech(quick: bool, data: Path, work: Path) -> tuple[Sequence[Claim], Mappin
         "stages": [{"distill": {**STUDENT, "steps": STEPS}}],
         "measure": {"metrics": [METRIC, "parameters"]},
     }
-    path = source.with_name("distillation_speech.yaml")
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    path = write(recipe, source.with_name("distillation_speech.yaml"))
     if quick:
         passed = not runs.run(path, smoke=True).failures
         return [Claim("the student of spoken digits trains", float(passed), "", None, 1.0, True, passed)], {}

@@ -1,6 +1,6 @@
 """Which way round, and how soft: the divergence's direction by its temperature, on retrieval, classes and sequences.
 
-Every arm is trained once and judged on validation data; the best of each task and the default are then judged on the test.
+Every arm is trained once and judged on validation data; the best of each task and ``forward`` at 2 are then judged on the test.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import tasks
 import yaml
 from _claims import Claim, claim, find
+from _recipes import movable, write
 
 from mmcompress import runs
 from mmcompress.metrics import Row
@@ -92,7 +93,7 @@ def temperature(quick: bool, data: Path, work: Path) -> tuple[Sequence[Claim], M
         )
         confirmed = load_report(_run(study, folder, sorted({best, "forward_2"}), "test", work).folder)
         for arm in sorted({best, "forward_2"}):
-            what = "the best on validation" if arm == best else "the default"
+            what = "the best on validation" if arm == best else "to compare"
             claims.append(claim(f"{study.name}, test: {study.metric} of {arm}, {what}", _row(confirmed, study, arm)))
         samples[study.name] = {arm: row.value for arm, row in scores.items()}
     return claims, samples
@@ -104,12 +105,7 @@ def _arms() -> list[str]:
 
 def _prepare(study: Study, data: Path, work: Path) -> Path:
     if study.name == "scenes":
-        recipe = yaml.safe_load(SCENES.read_text(encoding="utf-8"))
-        recipe["teacher"]["clip"]["path"] = str((SCENES.parent / recipe["teacher"]["clip"]["path"]).resolve())
-        path = work / "scenes" / "recipe.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-        return path
+        return write(movable(SCENES), work / "scenes" / "recipe.yaml")
     (task,) = [task for task in tasks.TASKS if task.name == study.name]
     return tasks.prepare(task, data, work)
 
@@ -127,9 +123,7 @@ def _write(study: Study, source: Path, arms: Sequence[str], split: str) -> Path:
     recipe["measure"] = {"metrics": [_metric(study)]}
     recipe["targets"] = []
     recipe.pop("quantize", None)
-    path = source.with_name(f"temperature_{study.name}_{split}.yaml")
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    return path
+    return write(recipe, source.with_name(f"temperature_{study.name}_{split}.yaml"))
 
 
 def teacher_of(source: Path) -> dict[str, str]:
@@ -137,9 +131,7 @@ def teacher_of(source: Path) -> dict[str, str]:
     recipe: dict[str, Any] = yaml.safe_load(source.read_text(encoding="utf-8"))
     kept = {name: recipe[name] for name in ("version", "data")}
     maker = {**kept, "name": f"{recipe['name']}-teacher", "stages": recipe["stages"][:1], "measure": {"metrics": []}}
-    path = source.with_name("teacher.yaml")
-    path.write_text(yaml.safe_dump(maker, sort_keys=False), encoding="utf-8")
-    return {"recipe": path.name}
+    return {"recipe": write(maker, source.with_name("teacher.yaml")).name}
 
 
 def _stage(study: Study, arm: str) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from _claims import Claim, claim, find
+from _recipes import movable, smoke, write
 
 from mmcompress import runs
 from mmcompress.compare import mean_of
@@ -32,7 +32,8 @@ from mmcompress.store import Store
 BASE = Path(__file__).parent / "pruning" / "curve.yaml"
 IMPORTANCES = ("taylor", "magnitude", "random")
 SHARES = (0.75, 0.55, 0.4, 0.25, 0.15)
-SPEEDUPS = (1.3, 1.8, 2.5, 3.5)
+SPEEDUPS = (1.3, 1.8, 2.5, 3.0)
+"""Of each tower: the text tower cannot be 3.3 times as fast by what is cut here, the least of it takes 0.31 of its time."""
 RECOVER = {"losses": ["feature_mse"], "steps": 250, "batch_size": 256, "learning_rate": 1e-3}
 THREADS, PROCESSES, ROUNDS = 2, 8, 24
 GRAPH = "vision_model"
@@ -70,21 +71,14 @@ CUTS = (
 
 def recipe(work: Path) -> Path:
     """Write the recipe of all cuts."""
-    given = yaml.safe_load(BASE.read_text(encoding="utf-8"))
-    given["teacher"]["clip"]["path"] = str((BASE.parent / given["teacher"]["clip"]["path"]).resolve())
-    given["baselines"] = {cut.name: [cut.stage()] for cut in CUTS}
-    path = work / "curve.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
-    return path
+    return write({**movable(BASE), "baselines": {cut.name: [cut.stage()] for cut in CUTS}}, work / "curve.yaml")
 
 
 def curve(quick: bool, work: Path) -> tuple[list[Claim], dict[str, Any]]:
     """Build every cut (what is built is found), judge them together, time them together."""
     path = recipe(work)
     if quick:
-        passed = not runs.run(path, smoke=True).failures
-        return [Claim("every cut of the curve trains on 64 examples", float(passed), "", None, 1.0, True, passed)], {}
+        return smoke(path), {}
     store = Store(work / "store")
     report = load_report(runs.run(path, store=store.root, runs=work / "runs").folder)
     planner = Planner(load_recipe(path), store)
@@ -119,8 +113,7 @@ def curve(quick: bool, work: Path) -> tuple[list[Claim], dict[str, Any]]:
         for term in ("macs", "parameters", "speedup")
     }
     for other in ("macs", "parameters"):
-        ratios = at_equal_quality(points["speedup"], points[other])
-        worst = min(ratios)
+        worst = min(at_equal_quality(points["speedup"], points[other]), default=None)
         claims.append(
             Claim(
                 f"by time over by {other}, at equal quality: times as fast, the worst",
@@ -129,7 +122,7 @@ def curve(quick: bool, work: Path) -> tuple[list[Claim], dict[str, Any]]:
                 None,
                 1.0,
                 True,
-                worst >= 1,
+                None if worst is None else worst >= 1,
             )
         )
     return claims, {"curve_ms": seconds}

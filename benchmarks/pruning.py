@@ -24,11 +24,12 @@ from typing import Any
 import _pruning_times as pruning_times
 from _claims import Claim, claim, find, main, only, samples_of
 from _pruning_curve import curve
+from _recipes import reports as reports_of
+from _recipes import smoke
 from clip_emoji import places
 
-from mmcompress import runs
 from mmcompress.metrics import Row
-from mmcompress.report import Report, load_report
+from mmcompress.report import Report
 
 RECIPES = Path(__file__).parent / "pruning"
 SEEDS = 3
@@ -42,8 +43,8 @@ def scenes(quick: bool, data: Path, work: Path) -> Found:
     """What four times fewer MACs keep and give back, seed by seed."""
     recipe = RECIPES / "four_times.yaml"
     if quick:
-        return _smoke(recipe), {}
-    reports = _reports(recipe, SEEDS, work)
+        return smoke(recipe), {}
+    reports = reports_of(recipe, work, SEEDS)
     claims = []
     for seed, report in enumerate(reports):
         claims += _kept_and_gained(report, f"4 times fewer MACs, seed {seed}", kept=0.99, gained=0.65)
@@ -55,8 +56,8 @@ def drawings(quick: bool, data: Path, work: Path) -> Found:
     recipe = RECIPES / "emoji.yaml"
     overrides = places(data.resolve().parent / "teachers" / "emoji-clip", data.resolve() / "emoji")
     if quick:
-        return _smoke(recipe, overrides), {}
-    (report,) = _reports(recipe, 1, work, overrides)
+        return smoke(recipe, overrides), {}
+    (report,) = reports_of(recipe, work, 1, overrides)
     claims = []
     for metric in (METRIC, "recall_at_5"):
         shown = metric.replace("_at_", "@")
@@ -92,16 +93,6 @@ def _over(row: Row, by: float) -> Row:
 
     assert row.value is not None
     return replace(row, value=row.value / by, ci95=divided(row.ci95), one_sided95=divided(row.one_sided95))
-
-
-def _smoke(recipe: Path, overrides: Sequence[str] = ()) -> list[Claim]:
-    passed = not runs.run(recipe, overrides=overrides, smoke=True).failures
-    return [Claim(f"{recipe.stem} runs on 64 examples", float(passed), "", None, 1.0, True, passed)]
-
-
-def _reports(recipe: Path, seeds: int, work: Path, overrides: Sequence[str] = ()) -> list[Report]:
-    made = runs.run_seeds(recipe, seeds, overrides=overrides, store=work / "store", runs=work / "runs")
-    return [load_report(outcome.folder) for outcome in made]
 
 
 def times(quick: bool, data: Path, work: Path) -> Found:
