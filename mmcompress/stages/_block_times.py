@@ -2,7 +2,8 @@
 
 Shallow copies of the model (two layers, whatever it has) are cut to a coarse grid of widths, exported, compiled and timed
 in turn; what a block costs is the difference to the whole copy, what a layer costs that between two depths. The weights do
-not matter. Tables are kept per machine in the cache, so that a second cut of the same architecture measures nothing.
+not matter. Copies with all of their layers, cut in half, say how far the whole is from the sum of its parts. Tables are kept
+per machine in the cache, so that a second cut of the same architecture measures nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmcompress._environment import environment_facts
 from mmcompress.component import JSON, digest_json
@@ -28,10 +29,7 @@ from mmcompress.stages._time_prices import TimePrices
 from mmcompress.stages._timing_rounds import Timed, time_in_turn
 from mmcompress.store import read_json, write_json
 
-if TYPE_CHECKING:
-    pass
-
-REVISION = 1
+REVISION = 2
 """Raised when the same model and machine would give another table."""
 SHALLOW, DEEPER = 2, 4
 HEAD_SHARES = (0.5, 0.0)
@@ -128,11 +126,12 @@ class _Target:
 
 @dataclass(frozen=True)
 class _Spec:
-    """One shallow model: how wide, how deep, and the channels left of the blocks of some kinds."""
+    """A model to time: how wide, how deep, and the channels left of the blocks of some kinds."""
 
     name: str
     width: float
-    depth: int
+    depth: int | None
+    """All layers where it is None."""
     kinds: Mapping[str, float]
     """Share of the groups that is left, by kind."""
 
@@ -149,11 +148,15 @@ def _specs(found: Found, widths: Sequence[float]) -> list[_Spec]:
         for index in range(max(len(kinds) for kinds in per_graph.values())):
             one = [kinds[index] for kinds in per_graph.values() if index < len(kinds)]
             for point in range(len(UNIT_SHARES)):
-                shares = {
-                    block.kind: (UNIT_SHARES if block.prunable.heads is None else HEAD_SHARES)[point] for block in one
-                }
+                shares = {block.kind: _shares(block)[point] for block in one}
                 specs.append(_Spec(f"{width}-{index}-{point}", width, SHALLOW, shares))
+        every = {block.kind: _shares(block)[0] for kinds in per_graph.values() for block in kinds}
+        specs.append(_Spec(f"{width}-joint", width, None, every))
     return specs
+
+
+def _shares(block: Block) -> tuple[float, ...]:
+    return UNIT_SHARES if block.prunable.heads is None else HEAD_SHARES
 
 
 def _measure(
@@ -168,7 +171,8 @@ def _measure(
     for done, spec in enumerate(specs):
         progress("exporting models to time", done, len(specs) + 1)
         folder = work / spec.name
-        facts.append(_build(source.family, work / f"depth-{spec.depth}", spec, folder))
+        base = source.folder if spec.depth is None else work / f"depth-{spec.depth}"
+        facts.append(_build(source.family, base, spec, folder))
         sides += opened(source.family, folder, spec.name, target.runtime, target.threads, target.batch)
         shutil.rmtree(folder)
     progress("exporting models to time", len(specs), len(specs) + 1)
@@ -234,6 +238,7 @@ def _build(family: Family, base: Path, spec: _Spec, folder: Path) -> dict[str, A
         "layers": layers,
         "channels": left,
         "cut": sorted(spec.kinds),
+        "joint": spec.depth is None,
     }
 
 

@@ -13,14 +13,17 @@ from mmcompress.stages._pruning import Block, Layer
 class TimePrices:
     """Milliseconds of blocks, layers and the rest, linear between the measured points (see :class:`._prices.Prices`).
 
-    A deep tower takes a few percent more than its layers alone, whose weights then no longer fit the caches; what is cut
-    fits them again, so that the sum of the parts predicts it better than the whole tower less what goes.
+    Layers beside each other take more or less than the sum of what each takes in a shallow model, by a share that depends
+    on the width: the caches and the threads see other sizes. Towers of all layers that are cut in half, one per width, say
+    how much, and everything is scaled by it.
     """
 
     def __init__(self, table: Mapping[str, Any], blocks: Sequence[Block], widths: Mapping[str, Block]) -> None:
         self.towers: dict[str, float] = {name: facts["ms"] for name, facts in table["towers"].items()}
         self._graphs = {name: facts["graph"] for name, facts in table["towers"].items()}
-        self._points: list[dict[str, Any]] = list(table["points"])
+        self._points: list[dict[str, Any]] = [point for point in table["points"] if not point.get("joint")]
+        self._joint: list[dict[str, Any]] = [point for point in table["points"] if point.get("joint")]
+        self._blocks = list(blocks)
         self._channels = {tower: block.channels for tower, block in widths.items()}
         self._tower = {block.layer: block.prunable.tower for block in blocks if block.layer is not None}
         self._layers = {tower: sum(t == tower for t in self._tower.values()) for tower in self.towers}
@@ -29,24 +32,51 @@ class TimePrices:
             kinds.setdefault((block.prunable.tower, block.kind), set()).add(block.channels)
         self._uneven = {tower for (tower, _), channels in kinds.items() if len(channels) > 1}
         self._curves: dict[tuple[str, str], list[tuple[float, list[tuple[float, float]]]]] = {}
+        self._scales: dict[str, list[tuple[float, float]]] = {}
 
     def rest(self, tower: str, width: int | None) -> float:
         """What is in no layer, by the measured depths.
 
         Of a tower whose layers differ, the measured ones do not tell the others: what the whole takes besides is added.
         """
+        return self._scale(tower, width) * self._rest(tower, width)
+
+    def layer(self, layer: Layer, width: int | None) -> float:
+        """A whole layer at a width, with all of its blocks."""
+        tower = self._tower[layer]
+        return self._scale(tower, width) * self._per_layer(tower, width)
+
+    def block(self, block: Block, groups: int, size: int, width: int | None) -> float:
+        """What a block takes less than the whole one: zero or negative, for its layer counts it in full."""
+        return self._scale(block.prunable.tower, width) * self._saved(block, groups * size, width)
+
+    def _scale(self, tower: str, width: int | None) -> float:
+        """What a tower with all of its layers takes over the sum of its parts, at a width."""
+        if tower not in self._scales:
+            found = []
+            for point in sorted(self._joint, key=lambda point: float(point["share"])):
+                channels = point["widths"].get(tower)
+                expected = self._rest(tower, channels) + point["layers"].get(tower, 0) * self._per_layer(
+                    tower, channels
+                )
+                left = {kind: iter(counts) for kind, counts in point["channels"].items()}
+                for block in self._blocks:
+                    count = next(left[block.kind])
+                    if block.prunable.tower == tower:
+                        expected += self._saved(block, count, channels)
+                found.append((self._share(tower, point), point["graphs"][self._graphs[tower]] / expected))
+            self._scales[tower] = found or [(1.0, 1.0)]
+        shares, scales = zip(*self._scales[tower], strict=True)
+        return float(np.interp(self._width(tower, width), shares, scales))
+
+    def _rest(self, tower: str, width: int | None) -> float:
         found = self._base(tower, width)
         if tower in self._uneven:
             found += self.towers[tower] - self._layers[tower] * self._per_layer(tower, None) - self._base(tower, None)
         return found
 
-    def layer(self, layer: Layer, width: int | None) -> float:
-        """A whole layer at a width, with all of its blocks."""
-        return self._per_layer(self._tower[layer], width)
-
-    def block(self, block: Block, groups: int, size: int, width: int | None) -> float:
-        """What a block takes less than the whole one: zero or negative, for its layer counts it in full."""
-        whole, left = (self._at(block, channels, width) for channels in (block.channels, groups * size))
+    def _saved(self, block: Block, channels: int, width: int | None) -> float:
+        whole, left = (self._at(block, count, width) for count in (block.channels, channels))
         return left - whole
 
     def _width(self, tower: str, width: int | None) -> float:

@@ -159,6 +159,29 @@ def test_the_table_gives_the_times_that_it_was_made_of():
     assert price(tower, narrower, prices) == pytest.approx(true_ms(0.75, layers))
 
 
+def test_towers_of_all_layers_correct_the_sum_of_the_parts():
+    made, table = blocks(6), made_table()
+    for share, factor in ((1.0, 1.2), (0.5, 0.8)):
+        table["points"].append(
+            {
+                "share": share,
+                "widths": {"vision": int(64 * share)},
+                "layers": {"vision": 6},
+                "channels": {"vision.layers.attention": [32] * 6, "vision.layers.feed_forward": [64] * 6},
+                "cut": ["vision.layers.attention", "vision.layers.feed_forward"],
+                "joint": True,
+                "graphs": {"vision_model": factor * true_ms(share, [(32, 64)] * 6)},
+            }
+        )
+    prices = TimePrices({**table, "towers": {"vision": table["towers"]["vision"]}}, made, {"vision": WIDTH})
+    tower = Tower("vision", tuple(made), {b.name: cumulated([1.0] * b.groups) for b in made}, {}, width=WIDTH)
+    plan = {block.name: block.groups for block in made} | {"vision.layers.0.attention": 1}
+    layers = [(16, 128), *[(64, 128)] * 5]
+    assert price(tower, Plan(plan, {}, frozenset(), None), prices) == pytest.approx(1.2 * true_ms(1, layers))
+    assert price(tower, Plan(plan, {}, frozenset(), 32), prices) == pytest.approx(0.8 * true_ms(0.5, layers))
+    assert price(tower, Plan(plan, {}, frozenset(), 48), prices) == pytest.approx(true_ms(0.75, layers))
+
+
 def test_the_cut_that_costs_least_quality_meets_the_time():
     made = blocks(6)
     prices = TimePrices({**made_table(), "towers": {"vision": made_table()["towers"]["vision"]}}, made, {})
