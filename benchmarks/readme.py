@@ -13,8 +13,10 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 
 
-def shown(value: float, name: str) -> str:
+def shown(value: float, name: str, unit: str = "") -> str:
     """A value as people read it."""
+    if unit == "s":
+        return f"{value:.1f} s"
     if any(word in name for word in ("times", "bytes", " over ", "that gain")):
         return f"{value:.2f}"
     return f"{100 * value:.1f} {'points' if 'points' in name else '%'}"
@@ -25,11 +27,12 @@ def table(results: dict[str, Any]) -> str:
     lines = ["| what | measured | 95 % interval | goal | |", "|---|---:|---:|---:|---|"]
     for claim in results["claims"]:
         name = claim["name"]
-        interval = " to ".join(shown(end, name) for end in claim["ci95"]) if claim["ci95"] else "exact"
+        unit = claim["unit"]
+        interval = " to ".join(shown(end, name, unit) for end in claim["ci95"]) if claim["ci95"] else "exact"
         sign = "≥" if claim["higher_is_better"] else "≤"
-        goal = "" if claim["goal"] is None else f"{sign} {shown(claim['goal'], name)}"
+        goal = "" if claim["goal"] is None else f"{sign} {shown(claim['goal'], name, unit)}"
         verdict = {True: "holds", False: "missed", None: "undecided"}[claim["holds"]] if goal else ""
-        lines.append(f"| {name} | {shown(claim['value'], name)} | {interval} | {goal} | {verdict} |")
+        lines.append(f"| {name} | {shown(claim['value'], name, unit)} | {interval} | {goal} | {verdict} |")
     facts = results["environment"]
     return "\n".join([*lines, "", f"Measured on {facts['cpu']}, {facts['cores']} cores."])
 
@@ -82,7 +85,27 @@ def temperature_table(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", "On the test: " + "; ".join(confirmed) + "."])
 
 
-TABLES = {"tasks": task_table, "distillation_temperature": temperature_table}
+def curve_table(results: dict[str, Any]) -> str:
+    """Quality kept at the speed reached, a line per importance and goal, then the claims that compare them."""
+    claims = {claim["name"]: claim for claim in results["claims"]}
+    series: dict[str, list[str]] = {}
+    for name, claim in claims.items():
+        cut, _, what = name.partition(": ")
+        if what == "recall@1 kept":
+            kept = with_interval(claim, "recall_at_1")
+            cell = f"{kept} at {claims[f'{cut}: times as fast']['value']:.2f}"
+            series.setdefault(cut.rpartition("_")[0], []).append(cell)
+    columns = max(len(cells) for cells in series.values())
+    lines = ["| importance | goal in |" + " |" * columns, "|---|---|" + "---:|" * columns]
+    for name, cells in series.items():
+        importance, _, term = name.partition("_")
+        row = cells + [""] * (columns - len(cells))
+        lines.append(f"| {importance} | {'time' if term == 'speedup' else term} | {' | '.join(row)} |")
+    rest = [claim for claim in claims.values() if claim["goal"] is not None]
+    return "\n".join([*lines, "", table({**results, "claims": rest})])
+
+
+TABLES = {"tasks": task_table, "distillation_temperature": temperature_table, "pruning_curve": curve_table}
 
 
 def with_interval(claim: dict[str, Any] | None, metric: str) -> str:

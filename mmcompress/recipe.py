@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails
@@ -158,8 +158,12 @@ def fields_at(location: Sequence[str | int]) -> list[str]:
     """The keys that a recipe may have at a location; empty where any key is allowed."""
     model: type[BaseModel] | None = Recipe
     kind: str | None = None
+    own_name = False
     for part in location:
         if isinstance(part, int):
+            continue
+        if own_name:
+            own_name = False
             continue
         if kind is not None:
             model, kind = find(kind, str(part)), None
@@ -168,6 +172,7 @@ def fields_at(location: Sequence[str | int]) -> list[str]:
             if str(part) not in by_alias:
                 return []
             info = by_alias[str(part)]
+            own_name = get_origin(info.annotation) is Mapping
             model, kind = _inside(info.annotation, list(info.metadata))
     if model is None:
         return []
