@@ -53,7 +53,7 @@ def problems(folder: Path, text: str, *overrides: str) -> list[str]:
 def test_a_mistake_inside_a_baseline_names_the_key_and_not_the_baseline(tmp_path: Path) -> None:
     text = GOOD + "baselines:\n  mine: [{prune: {goal: {macs: 0.5, thread: 3}}}]\n"
     (problem,) = problems(tmp_path, text)
-    assert "recipe.yaml:24: baselines.mine.0.prune.goal.thread: unknown key 'thread'" in problem
+    assert "recipe.yaml:23: baselines.mine.0.prune.goal.thread: unknown key 'thread'" in problem
     assert "did you mean 'threads'" in problem
 
 
