@@ -8,7 +8,7 @@ there is found by a second call. The parts, all measured without ``--only``, and
 - ``time``: times by the table against the clock, on the shapes of ViT-B/32 (half an hour)
 - ``scenes``: the scenes teacher at a quarter of its multiply-accumulates, three seeds (an hour)
 - ``curve``: quality over time of 25 cuts, by importance and by the goal's term (an hour)
-- ``drawings``: the same cut as ``scenes`` of a teacher of emoji (a quarter of an hour)
+- ``drawings``: a quarter of the multiply-accumulates of a teacher of emoji, in three cuts (a quarter of an hour)
 
 All of them time graphs in the end and need a quiet machine for that; trainings do not. ``--quick`` shows that everything runs.
 """
@@ -40,7 +40,7 @@ Found = tuple[list[Claim], dict[str, Any]]
 
 
 def scenes(quick: bool, data: Path, work: Path) -> Found:
-    """What four times fewer MACs keep and give back, seed by seed."""
+    """What a quarter of the MACs keep and give back, seed by seed."""
     recipe = RECIPES / "four_times.yaml"
     if quick:
         return smoke(recipe), {}
@@ -52,7 +52,7 @@ def scenes(quick: bool, data: Path, work: Path) -> Found:
 
 
 def drawings(quick: bool, data: Path, work: Path) -> Found:
-    """The same of drawings and their names, as it comes out."""
+    """A quarter of the MACs of a teacher of drawings and their names, as it comes out."""
     recipe = RECIPES / "emoji.yaml"
     overrides = places(data.resolve().parent / "teachers" / "emoji-clip", data.resolve() / "emoji")
     if quick:

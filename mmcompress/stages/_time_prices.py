@@ -56,9 +56,8 @@ class TimePrices:
             found = []
             for point in sorted(self._joint, key=lambda point: float(point["share"])):
                 channels = point["widths"].get(tower)
-                expected = self._rest(tower, channels) + point["layers"].get(tower, 0) * self._per_layer(
-                    tower, channels
-                )
+                layers = point["layers"].get(tower, 0)
+                expected = self._rest(tower, channels) + layers * self._per_layer(tower, channels)
                 left = {kind: iter(counts) for kind, counts in point["channels"].items()}
                 for block in self._blocks:
                     count = next(left[block.kind])
