@@ -152,6 +152,7 @@ class Planner:
     ) -> ModelStep:
         kind = stage.component_name()
         family = stage.result_family(previous.family if previous is not None else None)
+        stage = stage.settled(family)
         others = [self._source(source) for source in stage.further_teachers()]
         answers = self.recipe.teacher.answers if isinstance(self.recipe.teacher, FromAnswers) else None
 

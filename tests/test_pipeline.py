@@ -12,6 +12,7 @@ import mmcompress
 from mmcompress import runs
 from mmcompress.benchmarking import benchmark_packages, benchmark_recipe
 from mmcompress.errors import InputError, RecipeError, StageError, UsageError
+from mmcompress.families.clip import Clip
 from mmcompress.pipeline import Planner
 from mmcompress.plan import plan, plan_lines
 from mmcompress.recipe import load_recipe
@@ -141,6 +142,22 @@ def test_the_key_of_a_model_changes_with_what_shapes_it_and_nothing_else(
 
     before, after = keys(), keys(override)
     assert {kind for kind in before if before[kind] != after[kind]} == rebuilt
+
+
+def test_losses_that_the_family_chooses_are_in_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = "\n".join(line for line in RECIPE.splitlines() if "losses:" not in line)
+    recipe = write_project(tmp_path, silent.replace("round_to: 8", "round_to: 8, recover: {steps: 2, batch_size: 16}"))
+
+    def keys(*overrides: str) -> dict[str, str]:
+        plan = Planner(load_recipe(recipe, overrides), Store(tmp_path / "store")).plan()
+        return {made.stage: made.step.key for made in plan.models}
+
+    before, chosen = keys(), json.dumps(Clip(path=tmp_path / "teacher").default_losses())
+    assert keys(f"stages.0.distill.losses={chosen}", f"stages.1.prune.recover.losses={chosen}") == before
+    monkeypatch.setattr(Clip, "default_losses", lambda self: ("feature_mse",))
+    after = keys()
+    assert {kind for kind in before if before[kind] != after[kind]} == {"distill", "prune"}
+    assert keys(f"stages.0.distill.losses={chosen}")["distill"] == before["distill"]
 
 
 def test_a_changed_weight_file_is_another_teacher(tmp_path: Path) -> None:

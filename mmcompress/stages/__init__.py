@@ -66,6 +66,10 @@ class Stage(Component):
             raise NotImplementedError
         return model
 
+    def settled(self, family: Family) -> Stage:
+        """The stage with what a model's family chooses where the recipe is silent: the key tells what was done."""
+        return self
+
     def further_teachers(self) -> tuple[Any, ...]:
         """Models that the stage follows besides the recipe's teacher: families, or other recipes' last models."""
         return ()

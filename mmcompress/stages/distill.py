@@ -179,6 +179,10 @@ class Distill(TrainingFields, Stage):
                 problems.append((where, f"{unmasked[0]} is cached with its mask; expected `mask: {mask}`, or `online`"))
         return problems
 
+    def settled(self, family: Family) -> Stage:
+        """With the losses named that a student of the family has."""
+        return self.model_copy(update={"losses": self.terms(family)})
+
     def further_teachers(self) -> tuple[Any, ...]:
         """The models of ``teachers``."""
         return tuple(teacher.model for teacher in self.teachers)

@@ -116,6 +116,10 @@ class Prune(Stage):
             raise ValueError("parts: each once")
         return self
 
+    def settled(self, family: Family) -> Stage:
+        """With the losses named that ``recover`` has."""
+        return self.model_copy(update={"recover": self.recover.settled(family)}) if self.recover else self
+
     def further_teachers(self) -> tuple[Any, ...]:
         """Those that ``recover`` names."""
         return self.recover.further_teachers() if self.recover else ()
