@@ -180,10 +180,7 @@ def _times(folder: Path, blocks: Sequence[Any]) -> dict[str, float]:
 
     if not (folder / TIMES).is_file():
         return {}
-    table = read_json(folder / TIMES)
-    # Whole cuts correct the sum of the blocks that the table was measured on; a model that was cut has others.
-    points = [point for point in table["points"] if not point.get("joint")]
-    prices = TimePrices({**table, "points": points}, blocks, {})
+    prices = TimePrices(read_json(folder / TIMES), blocks, {})
     return {block.name: -prices.block(block, 0, block.size, None) for block in blocks}
 
 

@@ -25,11 +25,11 @@ from mmcompress.stages import Model
 from mmcompress.stages._cutting import find
 from mmcompress.stages._pruning import Block, Part
 from mmcompress.stages._removing import Found
-from mmcompress.stages._time_prices import TimePrices
+from mmcompress.stages._time_prices import TimePrices, scales
 from mmcompress.stages._timing_rounds import Timed, time_in_turn
 from mmcompress.store import read_json, write_json
 
-REVISION = 2
+REVISION = 3
 """Raised when the same model and machine would give another table."""
 SHALLOW, DEEPER = 2, 4
 HEAD_SHARES = (0.5, 0.0)
@@ -194,7 +194,9 @@ def _measure(
         block.prunable.tower: {"graph": names[block.graph], "ms": times["whole", names[block.graph]]}
         for block in blocks
     }
-    return {"graphs": {side.graph: times["whole", side.graph] for side in whole}, "towers": towers, "points": points}
+    graphs_ms = {side.graph: times["whole", side.graph] for side in whole}
+    table: dict[str, Any] = {"graphs": graphs_ms, "towers": towers, "points": points}
+    return {**table, "scales": scales(table, blocks, found.widths)}
 
 
 def shallow(source: Model, found: Found, depth: int, folder: Path) -> None:

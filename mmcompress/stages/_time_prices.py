@@ -10,19 +10,32 @@ import numpy as np
 from mmcompress.stages._pruning import Block, Layer
 
 
+def scales(
+    table: Mapping[str, Any], blocks: Sequence[Block], widths: Mapping[str, Block]
+) -> dict[str, list[tuple[float, float]]]:
+    """Per tower, by growing width: its share of the whole width, and what the tower takes over the sum of its parts.
+
+    Layers beside each other take more or less than the sum of what each takes in a shallow model, by a share that depends
+    on the width: the caches and the threads see other sizes. The table's ``joint`` points, towers of all layers that are
+    cut in half, say how much.
+    """
+    prices = TimePrices(table, blocks, widths)
+    joint = [point for point in table["points"] if point.get("joint")]
+    return {tower: sorted(prices.whole_over_parts(tower, point) for point in joint) for tower in prices.towers}
+
+
 class TimePrices:
     """Milliseconds of blocks, layers and the rest, linear between the measured points (see :class:`._prices.Prices`).
 
-    Layers beside each other take more or less than the sum of what each takes in a shallow model, by a share that depends
-    on the width: the caches and the threads see other sizes. Towers of all layers that are cut in half, one per width, say
-    how much, and everything is scaled by it.
+    Everything is scaled by the table's ``scales``, which :func:`scales` makes: per tower, shares of its width, each with
+    what the whole takes over the sum of its parts.
     """
 
     def __init__(self, table: Mapping[str, Any], blocks: Sequence[Block], widths: Mapping[str, Block]) -> None:
         self.towers: dict[str, float] = {name: facts["ms"] for name, facts in table["towers"].items()}
         self._graphs = {name: facts["graph"] for name, facts in table["towers"].items()}
         self._points: list[dict[str, Any]] = [point for point in table["points"] if not point.get("joint")]
-        self._joint: list[dict[str, Any]] = [point for point in table["points"] if point.get("joint")]
+        self._scales: Mapping[str, Sequence[tuple[float, float]]] = table.get("scales", {})
         self._blocks = list(blocks)
         self._channels = {tower: block.channels for tower, block in widths.items()}
         self._tower = {block.layer: block.prunable.tower for block in blocks if block.layer is not None}
@@ -32,7 +45,6 @@ class TimePrices:
             kinds.setdefault((block.prunable.tower, block.kind), set()).add(block.channels)
         self._uneven = {tower for (tower, _), channels in kinds.items() if len(channels) > 1}
         self._curves: dict[tuple[str, str], list[tuple[float, list[tuple[float, float]]]]] = {}
-        self._scales: dict[str, list[tuple[float, float]]] = {}
 
     def rest(self, tower: str, width: int | None) -> float:
         """What is in no layer, by the measured depths.
@@ -50,21 +62,20 @@ class TimePrices:
         """What a block takes less than the whole one: zero or negative, for its layer counts it in full."""
         return self._scale(block.prunable.tower, width) * self._saved(block, groups * size, width)
 
+    def whole_over_parts(self, tower: str, point: Mapping[str, Any]) -> tuple[float, float]:
+        """Of a measured model with all of its layers: its width as a share, and its time over the sum of its parts."""
+        channels, layers = point["widths"].get(tower), point["layers"].get(tower, 0)
+        expected = self._rest(tower, channels) + layers * self._per_layer(tower, channels)
+        left = {kind: iter(counts) for kind, counts in point["channels"].items()}
+        for block in self._blocks:
+            count = next(left[block.kind])
+            if block.prunable.tower == tower:
+                expected += self._saved(block, count, channels)
+        return self._share(tower, point), point["graphs"][self._graphs[tower]] / expected
+
     def _scale(self, tower: str, width: int | None) -> float:
-        """What a tower with all of its layers takes over the sum of its parts, at a width."""
         if tower not in self._scales:
-            found = []
-            for point in sorted(self._joint, key=lambda point: float(point["share"])):
-                channels = point["widths"].get(tower)
-                layers = point["layers"].get(tower, 0)
-                expected = self._rest(tower, channels) + layers * self._per_layer(tower, channels)
-                left = {kind: iter(counts) for kind, counts in point["channels"].items()}
-                for block in self._blocks:
-                    count = next(left[block.kind])
-                    if block.prunable.tower == tower:
-                        expected += self._saved(block, count, channels)
-                found.append((self._share(tower, point), point["graphs"][self._graphs[tower]] / expected))
-            self._scales[tower] = found or [(1.0, 1.0)]
+            return 1.0
         shares, scales = zip(*self._scales[tower], strict=True)
         return float(np.interp(self._width(tower, width), shares, scales))
 

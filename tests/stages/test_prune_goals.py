@@ -16,7 +16,7 @@ from mmcompress.stages._block_times import Times, fingerprint
 from mmcompress.stages._choice import Plan, Tower, choose, cumulated, options_of, price
 from mmcompress.stages._goal import Goal
 from mmcompress.stages._pruning import Block, Layer
-from mmcompress.stages._time_prices import TimePrices
+from mmcompress.stages._time_prices import TimePrices, scales
 from mmcompress.stages._timing_rounds import Timed, time_in_turn
 from mmcompress.stages.prune import Prune
 
@@ -173,7 +173,10 @@ def test_towers_of_all_layers_correct_the_sum_of_the_parts():
                 "graphs": {"vision_model": factor * true_ms(share, [(32, 64)] * 6)},
             }
         )
-    prices = TimePrices({**table, "towers": {"vision": table["towers"]["vision"]}}, made, {"vision": WIDTH})
+    table["towers"] = {"vision": table["towers"]["vision"]}
+    found = scales(table, made, {"vision": WIDTH})
+    assert found["vision"] == [(0.5, pytest.approx(0.8)), (1.0, pytest.approx(1.2))]
+    prices = TimePrices({**table, "scales": found}, made, {"vision": WIDTH})
     tower = Tower("vision", tuple(made), {b.name: cumulated([1.0] * b.groups) for b in made}, {}, width=WIDTH)
     plan = {block.name: block.groups for block in made} | {"vision.layers.0.attention": 1}
     layers = [(16, 128), *[(64, 128)] * 5]
