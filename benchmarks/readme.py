@@ -15,8 +15,10 @@ ROOT = Path(__file__).parents[1]
 
 def shown(value: float, name: str, unit: str = "") -> str:
     """A value as people read it."""
-    if unit == "s":
-        return f"{value:.1f} s"
+    if unit in ("s", "ms", "MB"):
+        return f"{value:.1f} {unit}"
+    if name.startswith("pages"):
+        return f"{value:.0f}"
     if any(word in name for word in ("times", "bytes", " over ", "that gain")):
         return f"{value:.2f}"
     return f"{100 * value:.1f} {'points' if 'points' in name else '%'}"
