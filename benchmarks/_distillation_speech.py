@@ -23,6 +23,21 @@ METRIC = "wer"
 
 def speech(quick: bool, data: Path, work: Path) -> tuple[Sequence[Claim], Mapping[str, Any]]:
     """Distil the student (what is built is found) and judge it on the test, paired with its teacher."""
+    path = student_recipe(data, work)
+    if quick:
+        passed = not runs.run(path, smoke=True).failures
+        return [Claim("the student of spoken digits trains", float(passed), "", None, 1.0, True, passed)], {}
+    report = load_report(runs.run(path, store=work / "store", runs=work / "runs").folder)
+    claims = [
+        claim("digit strings, WER: the teacher", find(report, METRIC, "teacher")),
+        claim("digit strings, WER: the student", find(report, METRIC, "distill")),
+        claim("digit strings, WER, paired: points above the teacher", find(report, f"drop.{METRIC}", "distill"), 0.005),
+    ]
+    return claims, {}
+
+
+def student_recipe(data: Path, work: Path) -> Path:
+    """Write the recipe of the student, beside its tables."""
     (task,) = [task for task in tasks.TASKS if task.name == "digit_strings"]
     source = tasks.prepare(task, data, work)
     given = yaml.safe_load(source.read_text(encoding="utf-8"))
@@ -34,14 +49,4 @@ def speech(quick: bool, data: Path, work: Path) -> tuple[Sequence[Claim], Mappin
         "stages": [{"distill": {**STUDENT, "steps": STEPS}}],
         "measure": {"metrics": [METRIC, "parameters"]},
     }
-    path = write(recipe, source.with_name("distillation_speech.yaml"))
-    if quick:
-        passed = not runs.run(path, smoke=True).failures
-        return [Claim("the student of spoken digits trains", float(passed), "", None, 1.0, True, passed)], {}
-    report = load_report(runs.run(path, store=work / "store", runs=work / "runs").folder)
-    claims = [
-        claim("digit strings, WER: the teacher", find(report, METRIC, "teacher")),
-        claim("digit strings, WER: the student", find(report, METRIC, "distill")),
-        claim("digit strings, WER, paired: points above the teacher", find(report, f"drop.{METRIC}", "distill"), 0.005),
-    ]
-    return claims, {}
+    return write(recipe, source.with_name("distillation_speech.yaml"))

@@ -44,7 +44,7 @@ def make(folder: Path) -> dict[str, tuple[str, Path]]:
     """All graphs: runtime and file by name; what is there already is left."""
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / "vision_model.onnx"
-    _once(source, _export)
+    _once(source, export)
     found: dict[str, tuple[str, Path]] = {"onnxruntime fp32": ("onnxruntime", source)}
     for name in ("onnxruntime", "openvino"):
         path = folder / f"ours_{name}.onnx"
@@ -83,7 +83,7 @@ def _once(path: Path, build: Callable[[Path], None]) -> bool:
     return True
 
 
-def _export(output: Path) -> None:
+def export(output: Path) -> None:
     import torch
 
     from mmcompress._export import export_graph

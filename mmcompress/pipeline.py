@@ -18,6 +18,7 @@ from typing import Any
 from mmcompress import _processes, deploy
 from mmcompress._accuracy import promise_identity, promise_of
 from mmcompress._fastest import choose_step
+from mmcompress._smoke import smoke_recipe
 from mmcompress._steps import ModelStep, PackageStep, Plan, provenance_of, renamed
 from mmcompress.component import digest_path, library_versions
 from mmcompress.data import Examples
@@ -53,7 +54,7 @@ class Planner:
         limit: int | None = None,
         track: Path | None = None,
     ) -> None:
-        """``limit``: examples of each split; ``track``: where scalars of trainings go, for TensorBoard."""
+        """``limit``: examples of each split in a smoke run, in which other recipes are small too; ``track``: where scalars of trainings go, for TensorBoard."""
         self.recipe = recipe
         self.store = store
         self.listen = listen
@@ -118,7 +119,9 @@ class Planner:
     def _source(self, source: Family | FromRecipe) -> ModelStep:
         """A checkpoint as a model folder, or the last model of another recipe."""
         if isinstance(source, FromRecipe):
-            other = Planner(load_recipe(source.recipe), self.store, self.listen, self.limit, self.track).plan()
+            recipe = load_recipe(source.recipe)
+            recipe = recipe if self.limit is None else smoke_recipe(recipe)
+            other = Planner(recipe, self.store, self.listen, self.limit, self.track).plan()
             return renamed(other.models[-1], "teacher", "teacher")
         family: Family = source
         seed = self.recipe.seed

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress import _processes
+from mmcompress._smoke import SMOKE_EXAMPLES, smoke_recipe
 from mmcompress._steps import ModelStep, PackageStep
 from mmcompress.component import digest_json
 from mmcompress.errors import InputError, StageError, UsageError
 from mmcompress.measure import Samples, measure
-from mmcompress.metrics import Metric, Row, Subject
+from mmcompress.metrics import Row, Subject
 from mmcompress.pipeline import Built, Listen, Planner, build, silent
 from mmcompress.recipe import FromAnswers, Recipe, dump_recipe, load_recipe
-from mmcompress.runtimes import Quantize
 from mmcompress.store import MANIFEST, Store, default_store, write_json
 
 
@@ -252,46 +252,6 @@ def kinds_of(models: Sequence[ModelStep], packages: Sequence[PackageStep]) -> li
     if packages:
         kinds.update(dict.fromkeys(("export", "compile")))
     return list(kinds)
-
-
-SMOKE_EXAMPLES = 64
-_SMOKE_FIELDS = {"steps": 4, "epochs": None, "batch_size": 16, "accumulation": 1, "samples": 32}
-
-
-def smoke_recipe(recipe: Recipe) -> Recipe:
-    """The same way on a few examples: every stage, target and package, in seconds. Its numbers mean nothing."""
-
-    def small(stage: Any) -> Any:
-        fields = {name: value for name, value in _SMOKE_FIELDS.items() if name in type(stage).model_fields}
-        recover = getattr(stage, "recover", None)
-        if recover is not None:
-            fields["recover"] = small(recover)
-        return stage.model_copy(update=fields)
-
-    def quick(metric: Metric) -> Metric:
-        fields = type(metric).model_fields
-        update = {name: value for name, value in {"processes": 1, "seconds": 1.0}.items() if name in fields}
-        return metric.model_copy(update=update)
-
-    def plain(settings: Quantize) -> Quantize:
-        """Without choices, which need more examples than there are."""
-        precision = "int8" if settings.precision == "auto" else settings.precision
-        return Quantize(precision=precision, calibration_samples=32)
-
-    quantize = plain(recipe.quantize)
-    targets = tuple(
-        t if t.quantize is None else t.model_copy(update={"quantize": plain(t.quantize)}) for t in recipe.targets
-    )
-    return recipe.model_copy(
-        update={
-            "stages": tuple(small(stage) for stage in recipe.stages),
-            "baselines": {name: tuple(map(small, stages)) for name, stages in recipe.baselines.items()},
-            "quantize": quantize,
-            "targets": targets,
-            "measure": recipe.measure.model_copy(update={"metrics": tuple(map(quick, recipe.measure.metrics))}),
-            "demand": {},
-        }
-    )
 
 
 def recipes() -> dict[str, Path]:

@@ -213,12 +213,25 @@ def test_a_demand_of_a_metric_that_is_not_measured_is_told_with_the_others(proje
     assert "size_ratio" in str(caught.value) or "threads" in str(caught.value)
 
 
-def test_a_smoke_run_keeps_nothing(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_smoke_run_keeps_nothing(
+    project: Path, first: runs.Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     before = artifacts(project)
     outcome = runs.run(project, store=project.parent / "store", smoke=True)
     assert outcome.built > 0 and not outcome.failures
     assert artifacts(project) == before and not list(tmp_path.iterdir())
+
+
+def test_a_smoke_run_makes_the_recipe_of_its_teacher_small_too(tmp_path: Path) -> None:
+    large = write_project(
+        tmp_path, RECIPE.replace("batch_size: 16", "batch_size: 80").replace("steps: 6", "steps: 1000")
+    )
+    after = tmp_path / "after.yaml"
+    text = RECIPE.replace("teacher: {clip: {path: teacher}}", f"teacher: {{recipe: {large.name}}}")
+    after.write_text(text[: text.index("stages:")] + "stages: []\n" + text[text.index("quantize:") :])
+    outcome = runs.run(after, store=tmp_path / "store", smoke=True)
+    assert outcome.built > 0 and not outcome.failures
 
 
 def test_artifacts_say_what_made_them(first: runs.Outcome, project: Path) -> None:
