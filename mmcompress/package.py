@@ -19,7 +19,6 @@ from mmcompress._probe import read_answers, read_expected, read_probe
 from mmcompress.component import JSON, digest_path
 from mmcompress.errors import InputError, NotRunnableHere, UsageError
 from mmcompress.families import Family, Feeds, Processor, Request
-from mmcompress.families._texts import TextEncoder
 from mmcompress.runtimes import Runtime, Session
 from mmcompress.store import read_json
 
@@ -166,7 +165,7 @@ class Package:
         name = "embed_audio" if "embed_audio" in {request.name for request in self.requests} else "embed_image"
         (column,) = find_request(self.requests, name).inputs
         self._find("embed_text")
-        self._refuse_long(list(texts))
+        self._refuse_long({"text": list(texts)})
         embedded = self._start(name, {column: list(inputs) if many else [inputs]})
         described = self._start("embed_text", {"text": list(texts)})
         scores = embedded() @ described().T
@@ -209,8 +208,7 @@ class Package:
     def _one_or_many(self, name: str, values: Mapping[str, Any]) -> Any:
         """Answers in a list for lists, one for one; arrays for embeddings and numbers."""
         request = self._find(name)
-        for key in {"text", "question"} & set(values):
-            self._refuse_long(values[key])
+        self._refuse_long(values)
         many = {is_many(value) for value in values.values()}
         if len(many) > 1:
             raise InputError("give one of each value or a list of each")
@@ -218,11 +216,11 @@ class Package:
         answers = rows if request.answers in ("embeds", "numbers") else as_answers(self.processor, request, rows)
         return answers if True in many else answers[0]
 
-    def _refuse_long(self, texts: Any) -> None:
+    def _refuse_long(self, values: Mapping[str, Any]) -> None:
         """Texts whose end would be left out in silence; :meth:`ask`, which measures, leaves it out as training did."""
-        encoder = getattr(self.processor, "texts", None)
-        if isinstance(encoder, TextEncoder):
-            encoder.refuse_long(texts if is_many(texts) else [texts])
+        encoders: Mapping[str, Any] = getattr(self.processor, "text_encoders", {})
+        for name in encoders.keys() & values.keys():
+            encoders[name].refuse_long(values[name] if is_many(values[name]) else [values[name]])
 
     def probe(self) -> tuple[dict[str, list[Any]], dict[str, NDArray[Any]]]:
         """The probe examples in columns (``id``, ``image``, ``text``), and the teacher's answers by request."""

@@ -37,7 +37,8 @@ class Processor(Protocol):
     It has two halves, so that training can keep what is costly to make and small to keep; ``encode`` is both. What a
     model is asked and what it shall answer are columns alike: training gives both, a request the first alone. Columns
     may be given one at a time. The processor of a family that answers with scores has ``classes``, their names; that
-    of one that answers with tokens has ``decode``, tokens [n, s] to n texts.
+    of one that answers with tokens has ``decode``, tokens [n, s] to n texts. One that may leave out the end of a text has
+    ``text_encoders``, by column, whose ``refuse_long(texts)`` raises an InputError for such texts.
 
     It may have ``masking``, a :class:`Masking` per compact array of tokens: in training words of these are hidden, and
     ``<name>_labels`` holds them, -1 elsewhere. It may have ``notes``, which counts what is to be told of compact arrays

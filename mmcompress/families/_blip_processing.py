@@ -29,6 +29,7 @@ class BlipProcessor:
         self.images = ImageEncoder(read_image_settings(folder))
         positions = int(text.get("max_position_embeddings", 512))
         self.texts = TextEncoder(load_tokenizer(folder), read_text_settings(folder, positions))
+        self.text_encoders = dict.fromkeys(("text", "question"), self.texts)
         settings = TargetSettings(
             prompt=(int(text.get("bos_token_id", 30522)),),
             end=int(text.get("sep_token_id", 102)),

@@ -181,9 +181,11 @@ class ClapProcessor:
         self.sounds = ClapSounds(read_clap_settings(folder))
         self.classes = () if classes is None else classes.names
         self.texts: TextEncoder | None = None
+        self.text_encoders: dict[str, TextEncoder] = {}
         if texts_are_a_table(classes, folder):
             return
         self.texts = TextEncoder(load_tokenizer(folder), read_text_settings(folder, positions))
+        self.text_encoders = {"text": self.texts}
 
     def compact(self, values: Mapping[str, Sequence[Any]]) -> Feeds:
         """``audio`` to spectrograms, ``text`` to int32 [n, s] with -1 as padding.

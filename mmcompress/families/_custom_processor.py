@@ -25,6 +25,8 @@ class CustomProcessor:
         self.classes = self.config.classes
         self.encodings = encodings(self.config.inputs, folder)
         self._names = {item.value: item.name for item in self.config.inputs}
+        encoded = {column: self.encodings[name] for column, name in self._names.items()}
+        self.text_encoders = {column: found for column, found in encoded.items() if isinstance(found, Texts)}
 
     def compact(self, values: Mapping[str, Sequence[Any]]) -> Feeds:
         """Columns by name: ``<input>_values`` and ``<input>_length``, and what is to be answered.

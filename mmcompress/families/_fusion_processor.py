@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mmcompress.errors import InputError
 from mmcompress.families import PADDING, Feeds
 from mmcompress.families._fusion_config import FusionConfig, read_config
-from mmcompress.families._input_arrays import encodings
+from mmcompress.families._input_arrays import Texts, encodings
 from mmcompress.families._wanted import class_number, class_numbers, class_sets, finite_numbers
 
 TARGETS = {"class": "label", "several": "labels", "tags": "tags", "number": "number"}
@@ -33,6 +33,8 @@ class FusionProcessor:
         self.inputs = _Inputs(self.config, folder)
         self.classes = self.config.classes
         self._columns = {item.value: item.name for item in self.config.inputs}
+        encoded = {column: self.inputs.encodings[name] for column, name in self._columns.items()}
+        self.text_encoders = {column: found for column, found in encoded.items() if isinstance(found, Texts)}
 
     def compact(self, values: Mapping[str, Sequence[Any]]) -> Feeds:
         """Columns by name; ``<input>_present`` (uint8 [n]) comes with inputs that may be missing (None).

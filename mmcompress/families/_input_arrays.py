@@ -28,7 +28,7 @@ from mmcompress.families._inputs import (
     TextInput,
 )
 from mmcompress.families._sounds import FLOOR, mel_filters, power_spectrogram
-from mmcompress.families._texts import load_tokenizer, read_text_settings
+from mmcompress.families._texts import load_tokenizer, read_text_settings, refuse_overflow
 
 _LOUDEST = 32767
 
@@ -173,6 +173,15 @@ class Texts:
                     raise _told(name, index, values, f"the tokenizer makes nothing of the word {word!r}")
                 starts[index, : len(first)] = first
         return {f"{name}_values": tokens, **({f"{name}_starts": starts} if self.tagged else {})}
+
+    def refuse_long(self, texts: Sequence[Any]) -> None:
+        """Refuse texts of which :meth:`compact` would leave out the end; tagged ones it refuses by itself.
+
+        Raises:
+            InputError: a text has more tokens than the model takes.
+        """
+        if not self.tagged:
+            refuse_overflow(self.tokenizer, texts, self.settings.max_length)
 
     def _check(self, index: int, values: Sequence[Any]) -> None:
         value = values[index]

@@ -24,6 +24,7 @@ from mmcompress.families._images import (
     resolve_image_settings,
 )
 from mmcompress.families._processing import ColumnProcessor, Labels, Part, class_names
+from mmcompress.families._texts import too_long
 from mmcompress.families._wav2vec2_processing import Waves, WaveSettings, read_wave_settings
 
 Task = Literal["text", "picture", "sound"]
@@ -142,6 +143,18 @@ class Utf8:
             begin, end = SPECIAL.index("cls_token"), SPECIAL.index("sep_token")
             row[: len(tokens) + 2] = [begin, *tokens, end]
         return found
+
+    def refuse_long(self, texts: Sequence[Any]) -> None:
+        """Refuse texts of which :meth:`compact` would leave out the end.
+
+        Raises:
+            InputError: a text has more tokens than the model takes.
+        """
+        longest = self.settings.max_length
+        for text in texts:
+            over = len(self._tokens(text, "text")) + 2 - longest if isinstance(text, str) else 0
+            if over > 0:
+                raise too_long(text, over, longest)
 
     def _tokens(self, text: str, where: str) -> list[int]:
         tokens: list[int] = []

@@ -73,6 +73,7 @@ class ColumnProcessor:
         """``classes``: names of what is scored; ``parts``: by the name of the column."""
         self.classes = tuple(classes)
         self._parts = parts
+        self.text_encoders = {name: part for name, part in parts.items() if hasattr(part, "refuse_long")}
         vars(self).update({name: part for name, part in parts.items() if hasattr(part, "settings")})
 
     def compact(self, values: Mapping[str, Sequence[Any]]) -> Feeds:

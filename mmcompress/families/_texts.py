@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -136,16 +136,7 @@ class TextEncoder:
         Raises:
             InputError: a text has more tokens than the model takes.
         """
-        longest = self.settings.max_length
-        # A token stands for a byte at least, and two frame the text.
-        long = [text for text in texts if isinstance(text, str) and len(text.encode()) + 2 > longest]
-        for text, encoding in zip(long, self._tokenizer.encode_batch([self._clean(t) for t in long]), strict=True):
-            if encoding.overflowing:
-                over = sum(end > start for part in encoding.overflowing for start, end in part.offsets)
-                raise InputError(
-                    f"the text {text[:40]!r}... has {over} tokens more than the {longest} that the model takes\n"
-                    "  Shorten it; `package.ask` takes it and leaves out its end, as training did."
-                )
+        refuse_overflow(self._tokenizer, texts, self.settings.max_length, self._clean)
 
     def expand(self, tokens: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
         """``input_ids`` int64 [n, s] with ``attention_mask`` int64 [n, s], s the longest text there.
@@ -163,6 +154,31 @@ class TextEncoder:
         if self.settings.clean == "canonical":
             return canonical(text)
         return text.lower() if self.settings.clean == "lowercase" else text
+
+
+def refuse_overflow(
+    tokenizer: Tokenizer, texts: Sequence[Any], longest: int, clean: Callable[[str], str] = str
+) -> None:
+    """Refuse texts that a tokenizer cuts after ``longest`` tokens; ``clean`` is what they go through before.
+
+    Raises:
+        InputError: a text has more.
+    """
+    # A token stands for a byte at least, and two frame the text.
+    long = [text for text in texts if isinstance(text, str) and len(text.encode()) + 2 > longest]
+    for text, encoding in zip(long, tokenizer.encode_batch([clean(t) for t in long]), strict=True):
+        if encoding.overflowing:
+            raise too_long(
+                text, sum(end > start for part in encoding.overflowing for start, end in part.offsets), longest
+            )
+
+
+def too_long(text: str, over: int, longest: int) -> InputError:
+    """The mistake that a text has so many tokens more than the model takes."""
+    return InputError(
+        f"the text {text[:40]!r}... has {over} tokens more than the {longest} that the model takes\n"
+        "  Shorten it; `package.ask` takes it and leaves out its end, as training did."
+    )
 
 
 # --- making a small one --------------------------------------------------------------------------------------------

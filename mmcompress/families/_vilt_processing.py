@@ -186,6 +186,7 @@ class ViltProcessor:
         self.images = PatchEncoder(read_patch_settings(folder, int(config.get("patch_size", 32))))
         positions = int(config.get("max_position_embeddings", 40))
         self.texts = TextEncoder(tokenizer, read_text_settings(folder, positions))
+        self.text_encoders = dict.fromkeys(("text", "question"), self.texts)
         self.classes = classes_of(config)
         self._index = {name: index for index, name in enumerate(self.classes)}
         self._tokenizer = tokenizer

@@ -285,6 +285,7 @@ class ClipProcessor:
         self.images = ImageEncoder(read_image_settings(folder))
         self.films = None if frames is None else FilmEncoder(self.images.settings, frames)
         self.texts: TextEncoder | None = None
+        self.text_encoders: dict[str, TextEncoder] = {}
         if texts_are_a_table(classes, folder):
             return
         settings = read_text_settings(
@@ -294,6 +295,7 @@ class ClipProcessor:
             clean=_cleaning(folder) if siglip else "none",
         )
         self.texts = TextEncoder(load_tokenizer(folder), settings)
+        self.text_encoders = {"text": self.texts}
 
     def compact(self, values: Mapping[str, Sequence[Any]]) -> Feeds:
         """``image`` to uint8 [n, h, w, 3], ``text`` to int32 [n, s] with -1 as padding.

@@ -133,6 +133,16 @@ def test_values_that_cannot_be_used(column: str, value: Any, message: str, tmp_p
         found.compact({column: [value]})
 
 
+def test_a_text_whose_end_would_be_left_out_is_refused_by_a_package_alone(tmp_path: Path) -> None:
+    found = processor(tmp_path, tiny.config([tiny.image(), tiny.text()]))
+    assert list(found.text_encoders) == ["text"]
+    words = " ".join(["red"] * 200)
+    assert (found.compact({"text": [words]})["text_values"] >= 0).all()
+    found.text_encoders["text"].refuse_long([None, "red"])
+    with pytest.raises(InputError, match=r"tokens more than the \d+ that the model takes\n  Shorten it"):
+        found.text_encoders["text"].refuse_long(["red", words])
+
+
 def test_a_tokenizer_has_to_fit(tmp_path: Path) -> None:
     small = {"kind": "bert", "config": {**tiny.BERT["config"], "vocab_size": 5}}  # type: ignore[dict-item]
     with pytest.raises(InputError, match="10 tokens, but the encoder of text knows 5"):

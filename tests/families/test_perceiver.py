@@ -90,6 +90,14 @@ def test_texts_become_the_tokens_of_transformers(root: Path) -> None:
     assert ours["input_ids"].shape == (5, 40)
 
 
+def test_a_text_whose_end_would_be_left_out_is_refused(root: Path) -> None:
+    family, folder = _made("text", root)
+    (encoder,) = family.processor(folder).text_encoders.values()
+    encoder.refuse_long(["a" * 38, "é" * 19, "[MASK]" * 38])
+    with pytest.raises(InputError, match="has 2 tokens more than the 40 that the model takes"):
+        encoder.refuse_long(["short", "é" * 20])
+
+
 def test_pictures_become_what_transformers_makes_of_them(root: Path) -> None:
     family, folder = _made("Fourier", root)
     rng = np.random.default_rng(0)
