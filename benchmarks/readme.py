@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 def shown(value: float, name: str, unit: str = "") -> str:
     """A value as people read it."""
-    if unit in ("s", "ms", "MB"):
+    if unit in ("s", "ms", "MB", "GiB"):
         return f"{value:.1f} {unit}"
     if name.startswith("pages"):
         return f"{value:.0f}"
