@@ -97,6 +97,24 @@ def main(
     return write_and_print(claims, samples, arguments.out, quick=arguments.quick)
 
 
+def main_of_parts(
+    text: str, parts: Mapping[str, Callable[[bool, Path, Path], tuple[Sequence[Claim], Mapping[str, Any]]]]
+) -> int:
+    """:func:`main` of the parts that ``--only`` names, or of all: each is given ``quick``, DATA and WORK."""
+    chosen = only() or list(parts)
+
+    def measure(quick: bool, data: Path, work: Path) -> tuple[Sequence[Claim], Mapping[str, Any]]:
+        claims: list[Claim] = []
+        samples: dict[str, Any] = {}
+        for name in chosen:
+            found, raw = parts[name](quick, data, work.resolve())
+            claims += found
+            samples.update(raw)
+        return claims, samples
+
+    return main(text, measure, paths=("data", "work"))
+
+
 def write_and_print(claims: Sequence[Claim], samples: Mapping[str, Any], out: Path | None, *, quick: bool) -> int:
     """The JSON file, the table, and the exit code."""
     if out is not None:

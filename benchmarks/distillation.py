@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from _claims import Claim, main, only
+from _claims import Claim, main_of_parts
 from _distillation_quality import drawings, quality
 from _distillation_speech import speech
 from _distillation_speed import speed
@@ -34,20 +34,7 @@ PARTS: dict[str, Callable[[bool, Path, Path], tuple[Sequence[Claim], Mapping[str
     "speech": speech,
     "temperature": temperature,
 }
-ONLY: list[str] = []
-
-
-def measure(quick: bool, data: Path, work: Path) -> tuple[Sequence[Claim], Mapping[str, Any]]:
-    """The claims and raw samples of all parts."""
-    claims: list[Claim] = []
-    samples: dict[str, Any] = {}
-    for name in ONLY or PARTS:
-        found, raw = PARTS[name](quick, data, work)
-        claims += found
-        samples.update(raw)
-    return claims, samples
 
 
 if __name__ == "__main__":
-    ONLY.extend(only())
-    sys.exit(main(__doc__ or "", measure, paths=["data", "work"]))
+    sys.exit(main_of_parts(__doc__ or "", PARTS))

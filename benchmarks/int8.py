@@ -16,12 +16,12 @@ WORK gets models and a store: what is built there is found by a second call. The
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from _claims import Claim, claim, find, main, only
+from _claims import Claim, claim, find, main_of_parts
 from _distillation_speech import student_recipe
 from _int8_calibration import calibration
 from _recipes import reports, smoke, write
@@ -117,20 +117,7 @@ PARTS: dict[str, Callable[[bool, Path, Path], Found]] = {
     "emoji": emoji,
     "calibration": lambda quick, data, work: (calibration(quick, work), {}),
 }
-ONLY: list[str] = []
-
-
-def measure(quick: bool, data: Path, work: Path) -> tuple[Sequence[Claim], Mapping[str, Any]]:
-    """The claims and raw samples of all parts, or of those that were asked for."""
-    claims: list[Claim] = []
-    samples: dict[str, Any] = {}
-    for name in ONLY or PARTS:
-        found, raw = PARTS[name](quick, data, work.resolve())
-        claims += found
-        samples.update(raw)
-    return claims, samples
 
 
 if __name__ == "__main__":
-    ONLY.extend(only())
-    sys.exit(main(__doc__ or "", measure, paths=["data", "work"]))
+    sys.exit(main_of_parts(__doc__ or "", PARTS))

@@ -16,13 +16,13 @@ All of them time graphs in the end and need a quiet machine for that; trainings 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import _pruning_times as pruning_times
-from _claims import Claim, claim, find, main, only, samples_of
+from _claims import Claim, claim, find, main_of_parts, samples_of
 from _pruning_curve import curve
 from _recipes import reports as reports_of
 from _recipes import smoke
@@ -114,20 +114,7 @@ PARTS: dict[str, Callable[[bool, Path, Path], Found]] = {
     "curve": lambda quick, data, work: curve(quick, work),
     "drawings": drawings,
 }
-ONLY: list[str] = []
-
-
-def measure(quick: bool, data: Path, work: Path) -> tuple[Sequence[Claim], Mapping[str, Any]]:
-    """The claims and raw samples of all parts, or of those that were asked for."""
-    claims: list[Claim] = []
-    samples: dict[str, Any] = {}
-    for name in ONLY or PARTS:
-        found, raw = PARTS[name](quick, data, work.resolve())
-        claims += found
-        samples.update(raw)
-    return claims, samples
 
 
 if __name__ == "__main__":
-    ONLY.extend(only())
-    sys.exit(main(__doc__ or "", measure, paths=("data", "work")))
+    sys.exit(main_of_parts(__doc__ or "", PARTS))
