@@ -21,6 +21,7 @@ from _recipes import movable, smoke, write
 from mmcompress import runs
 from mmcompress.compare import mean_of
 from mmcompress.metrics import Row
+from mmcompress.metrics._statistics import Floats, bootstrap_means
 from mmcompress.pipeline import Planner
 from mmcompress.recipe import load_recipe
 from mmcompress.report import Report, load_report, read_samples
@@ -107,42 +108,100 @@ def curve(quick: bool, work: Path) -> tuple[list[Claim], dict[str, Any]]:
                 f"at {share} of the MACs, paired: Taylor above random", _mean(report, taylor, above), 0.0, better=True
             )
         )
-    points = {
-        term: [
-            (kept[c.name].value or 0.0, fast[c.name].value or 0.0)
-            for c in CUTS
-            if (c.importance, c.term) == ("taylor", term)
-        ]
-        for term in ("macs", "parameters", "speedup")
+    curves = {
+        term: Curve.of([c for c in CUTS if (c.importance, c.term) == ("taylor", term)], report, seconds)
+        for term in ("speedup", "macs", "parameters")
     }
     for other in ("macs", "parameters"):
-        worst = min(at_equal_quality(points["speedup"], points[other]), default=None)
-        claims.append(
-            Claim(
-                f"by time over by {other}, at equal quality: times as fast, the worst",
-                worst,
-                "",
-                None,
-                1.0,
-                True,
-                None if worst is None else worst >= 1,
-            )
-        )
+        claims += compared(curves["speedup"], curves[other], other)
     return claims, {"curve_ms": seconds}
 
 
-def at_equal_quality(ours: Sequence[tuple[float, float]], others: Sequence[tuple[float, float]]) -> list[float]:
-    """Our speed over the others' at the quality of each of our cuts, by straight lines between theirs.
+# --- one curve against another -------------------------------------------------------------------------------------
 
-    Above their best quality they are taken to be as fast as there, which favours them; below their worst nothing is known.
+
+@dataclass(frozen=True)
+class Curve:
+    """Cuts in the order of their speed, with resamplings over examples and processes that all curves share."""
+
+    names: tuple[str, ...]
+    quality: Floats
+    """[c]; ``qualities`` [r, c] are its resamplings."""
+    qualities: Floats
+    speed: Floats
+    """Times as fast as the teacher, [c]; ``speeds`` [r, c] likewise."""
+    speeds: Floats
+
+    @classmethod
+    def of(cls, cuts: Sequence[Cut], report: Report, seconds: Mapping[str, Sequence[float]]) -> Curve:
+        """The curve of some cuts: mean scores of the test examples, mean speeds of the processes."""
+        scores = np.array([_scores(report, cut) for cut in cuts]).T
+        speeds = np.array([np.divide(seconds["teacher"], seconds[cut.name]) for cut in cuts]).T
+        order = np.argsort(speeds.mean(axis=0))
+        return cls(
+            tuple(cuts[index].name for index in order),
+            scores.mean(axis=0)[order],
+            bootstrap_means(scores, 0)[:, order],
+            speeds.mean(axis=0)[order],
+            bootstrap_means(speeds, 1)[:, order],
+        )
+
+
+def compared(ours: Curve, other: Curve, term: str) -> list[Claim]:
+    """At each of our cuts: their time over ours at our quality, and our quality above theirs at our time."""
+    claims = []
+    for index, name in enumerate(ours.names):
+        ratio = speed_at(ours.quality, ours.speed, ours.quality[index])
+        others = speed_at(other.quality, other.speed, ours.quality[index])
+        if ours.quality[index] >= other.quality.min():
+            drawn = [
+                speed_at(q, s, q[index]) / speed_at(their_q, their_s, q[index])
+                for q, s, their_q, their_s in zip(
+                    ours.qualities, ours.speeds, other.qualities, other.speeds, strict=True
+                )
+            ]
+            claims.append(
+                _estimated(f"at the quality of {name}: times as fast as by {term}", ratio / others, drawn, 1.0)
+            )
+        if ours.speed[index] <= other.speed.max():
+            above = ours.quality[index] - float(np.interp(ours.speed[index], other.speed, other.quality))
+            drawn = [
+                q[index] - float(np.interp(s[index], their_s[order], their_q[order]))
+                for q, s, their_q, their_s in zip(
+                    ours.qualities, ours.speeds, other.qualities, other.speeds, strict=True
+                )
+                for order in [np.argsort(their_s)]
+            ]
+            claims.append(_estimated(f"at the time of {name}: recall@1 above cuts by {term}", above, drawn, 0.0))
+    return claims
+
+
+def speed_at(quality: Floats, speed: Floats, wanted: float) -> float:
+    """The greatest speed at which a curve, straight between its points, still has a quality; its best point's if nowhere.
 
     Args:
-        ours: pairs of quality and speed.
-        others: likewise.
+        quality: Of the points, [c].
+        speed: Likewise; in any order.
+        wanted: The quality.
     """
-    known = sorted(others)
-    qualities, speeds = [point[0] for point in known], [point[1] for point in known]
-    return [speed / float(np.interp(quality, qualities, speeds)) for quality, speed in ours if quality >= qualities[0]]
+    order = np.argsort(speed)
+    quality, speed = quality[order], speed[order]
+    if quality.max() < wanted:
+        return float(speed[int(quality.argmax())])
+    last = int(np.flatnonzero(quality >= wanted)[-1])
+    if last == len(speed) - 1:
+        return float(speed[last])
+    fall = (quality[last] - wanted) / (quality[last] - quality[last + 1])
+    return float(speed[last] + fall * (speed[last + 1] - speed[last]))
+
+
+def _estimated(name: str, value: float, drawn: Sequence[float], goal: float) -> Claim:
+    low, worst, best, high = (float(np.quantile(drawn, share)) for share in (0.025, 0.05, 0.95, 0.975))
+    holds = True if worst >= goal else False if best < goal else None
+    return Claim(name, value, "", (low, high), goal, True, holds)
+
+
+# --- quality and time ----------------------------------------------------------------------------------------------
 
 
 def _scores(report: Report, cut: Cut) -> list[float]:

@@ -19,7 +19,9 @@ def shown(value: float, name: str, unit: str = "") -> str:
         return f"{value:.1f} {unit}"
     if name.startswith("pages"):
         return f"{value:.0f}"
-    if any(word in name for word in ("times", "bytes", " over ", "that gain")):
+    if "difference" in name:
+        return f"{value:.2g}"
+    if unit == "times" or any(word in name for word in ("times", "bytes", " over ", "that gain")):
         return f"{value:.2f}"
     return f"{100 * value:.1f} {'points' if 'points' in name else '%'}"
 
@@ -30,7 +32,9 @@ def table(results: dict[str, Any]) -> str:
     for claim in results["claims"]:
         name = claim["name"]
         unit = claim["unit"]
-        interval = " to ".join(shown(end, name, unit) for end in claim["ci95"]) if claim["ci95"] else "exact"
+        interval = "" if unit in ("s", "ms", "GiB") else "exact"
+        if claim["ci95"]:
+            interval = " to ".join(shown(end, name, unit) for end in claim["ci95"])
         sign = "≥" if claim["higher_is_better"] else "≤"
         goal = "" if claim["goal"] is None else f"{sign} {shown(claim['goal'], name, unit)}"
         verdict = {True: "holds", False: "missed", None: "undecided"}[claim["holds"]] if goal else ""
@@ -107,7 +111,27 @@ def curve_table(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", table({**results, "claims": rest})])
 
 
-TABLES = {"tasks": task_table, "distillation_temperature": temperature_table, "pruning_curve": curve_table}
+def engines_table(results: dict[str, Any]) -> str:
+    """Median milliseconds of every engine by batch size, then the claims that compare them."""
+    found: dict[str, dict[str, str]] = {}
+    for claim in results["claims"]:
+        beginning, _, name = claim["name"].partition(": ")
+        if beginning.startswith("p50, "):
+            found.setdefault(name, {})[beginning.removeprefix("p50, ")] = f"{claim['value']:.1f}"
+    batches = sorted({batch for cells in found.values() for batch in cells}, key=lambda batch: int(batch.split()[1]))
+    lines = [f"| p50 in ms | {' | '.join(batches)} |", "|---|" + "---:|" * len(batches)]
+    for name, cells in found.items():
+        lines.append(f"| {name} | {' | '.join(cells.get(batch, '') for batch in batches)} |")
+    rest = [claim for claim in results["claims"] if not claim["name"].startswith("p50, ")]
+    return "\n".join([*lines, "", table({**results, "claims": rest})])
+
+
+TABLES = {
+    "engines": engines_table,
+    "tasks": task_table,
+    "distillation_temperature": temperature_table,
+    "pruning_curve": curve_table,
+}
 
 
 def with_interval(claim: dict[str, Any] | None, metric: str) -> str:

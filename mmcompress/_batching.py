@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -17,15 +16,13 @@ from numpy.typing import NDArray
 from mmcompress.errors import MmcompressError, UsageError
 from mmcompress.families import Feeds, Processor, join_rows
 
-WAIT_SECONDS = 0.001
-"""How long a batch waits for a caller that was there a moment ago; one caller alone never waits."""
 BATCH = 16
 """Examples at most that are answered together: beyond it processors gain nothing, and the first waits longer."""
 Answer = Callable[[str, Feeds], NDArray[Any]]
 """Answers a request for expanded arrays: one row per example."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Waiting:
     """Inputs of one caller, preprocessed."""
 
@@ -52,11 +49,12 @@ class _Kept:
 
 
 class Batcher:
-    """Worker threads that answer what callers hand in, several callers at a time.
+    """Answers what callers ask, several callers at a time, with so many calls of the engine at once.
 
-    Preprocessing happens in the callers' threads, beside the engine. Arrays of callers of the same request are joined,
-    so that an answer may differ from that of a call alone as far as the runtime's differ between batch sizes (about
-    1e-6 of embeddings; tokens and classes are the same).
+    Preprocessing happens in the callers' threads, beside the engine. While the engine is free a caller runs it in its own
+    thread; what comes while it is busy waits, and goes into a common batch, which a worker thread runs. Arrays of callers of
+    the same request are joined, so that an answer may differ from that of a call alone as far as the runtime's differ
+    between batch sizes (about 1e-6 of embeddings; tokens and classes are the same).
     """
 
     def __init__(self, processor: Processor, answer: Answer, workers: int) -> None:
@@ -65,8 +63,8 @@ class Batcher:
         self._queue: deque[_Waiting] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._crowd = 0
-        """Callers in the batch before: more than one means that others are about to come."""
+        self._free = workers
+        """Calls of the engine that may begin."""
         self._threads = [
             threading.Thread(target=self._work, name=f"mmcompress-worker-{index}", daemon=True)
             for index in range(workers)
@@ -74,8 +72,30 @@ class Batcher:
         for thread in self._threads:
             thread.start()
 
+    def ask(self, request: str, columns: Mapping[str, Sequence[Any]], batch: int) -> NDArray[Any]:
+        """Rows for columns: by the caller's own thread where the engine is free and they fit into one batch.
+
+        Raises:
+            InputError: a value cannot be read.
+            UsageError: the package is closed.
+        """
+        if len(next(iter(columns.values()))) > min(batch, BATCH):
+            return self.submit(request, columns, batch)()
+        item = self._prepared(request, columns)
+        with self._changed:
+            self._refuse_closed()
+            free = self._free > 0
+            if free:
+                self._free -= 1
+                batch = self._take([item])
+            else:
+                self._queue.append(item)
+        if free:
+            self._finish(batch)
+        return item.answer.result()
+
     def submit(self, request: str, columns: Mapping[str, Sequence[Any]], batch: int) -> Callable[[], NDArray[Any]]:
-        """Preprocess columns a batch at a time and hand them in; gives a function that waits for the rows.
+        """Preprocess columns a batch at a time for the workers to answer; gives a function that waits for the rows.
 
         Raises:
             InputError: a value cannot be read.
@@ -85,15 +105,12 @@ class Batcher:
         size = min(batch, BATCH)
         parts = []
         for start in range(0, count, size):
-            chunk = {name: column[start : start + size] for name, column in columns.items()}
-            compact = self._processor.compact(chunk)
-            waiting = _Waiting(request, compact, min(size, count - start), Future())
+            item = self._prepared(request, {name: column[start : start + size] for name, column in columns.items()})
             with self._changed:
-                if self._closed:
-                    raise UsageError("the package is closed")
-                self._queue.append(waiting)
+                self._refuse_closed()
+                self._queue.append(item)
                 self._changed.notify()
-            parts.append(waiting.answer)
+            parts.append(item.answer)
         return lambda: join_rows([part.result() for part in parts])
 
     def close(self) -> None:
@@ -104,6 +121,13 @@ class Batcher:
         for thread in self._threads:
             thread.join()
 
+    def _prepared(self, request: str, columns: Mapping[str, Sequence[Any]]) -> _Waiting:
+        return _Waiting(request, self._processor.compact(columns), len(next(iter(columns.values()))), Future())
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise UsageError("the package is closed")
+
     def _work(self) -> None:
         while batch := self._next():
             self._finish(batch)
@@ -111,19 +135,12 @@ class Batcher:
     def _next(self) -> list[_Waiting]:
         """What is answered next: the first that waits, and what goes with it; nothing once closed and empty."""
         with self._changed:
-            while not self._queue:
-                if self._closed:
+            while not (self._queue and self._free):
+                if self._closed and not self._queue:
                     return []
                 self._changed.wait()
-            batch = self._take([])
-            deadline = time.monotonic() + WAIT_SECONDS
-            while len(batch) < self._crowd and sum(item.count for item in batch) < BATCH and not self._closed:
-                left = deadline - time.monotonic()
-                if left <= 0 or not self._changed.wait(left):
-                    break
-                batch = self._take(batch)
-            self._crowd = len(batch)
-            return batch
+            self._free -= 1
+            return self._take([])
 
     def _take(self, batch: list[_Waiting]) -> list[_Waiting]:
         """Move what fits from the queue to a batch: the same request with the same arrays, as far as there is room."""
@@ -140,6 +157,18 @@ class Batcher:
         return batch
 
     def _finish(self, batch: list[_Waiting]) -> None:
+        """Answer a batch, then let the next call of the engine begin."""
+        try:
+            self._answered(batch)
+        finally:
+            with self._changed:
+                self._free += 1
+                if self._closed:
+                    self._changed.notify_all()
+                elif self._queue:
+                    self._changed.notify()
+
+    def _answered(self, batch: list[_Waiting]) -> None:
         """Answer a batch; where it fails, each of it alone, so that only those get an error whose inputs are wrong."""
         rows: NDArray[Any] | None = None
         with _Kept() as failed:
@@ -148,7 +177,7 @@ class Batcher:
             assert failed.error is not None
             if isinstance(failed.error, MmcompressError) and len(batch) > 1:
                 for item in batch:
-                    self._finish([item])
+                    self._answered([item])
             else:
                 for item in batch:
                     item.answer.set_exception(failed.error)

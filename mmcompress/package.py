@@ -102,19 +102,24 @@ class Package:
         Of texts longer than the model takes the end is left out, as in training and measuring; :meth:`predict` and the
         methods by name refuse them.
         """
-        return self._start(request, values, batch_size)()
+        self._check(request)
+        if self._batcher is not None:
+            return self._batcher.ask(request, columns_of(self.requests, request, values), batch_size)
+        return ask(self.family, self.processor, self.run, request, values, batch_size)
 
-    def _start(
-        self, request: str, values: Mapping[str, Sequence[Any]], batch_size: int = BATCH
-    ) -> Callable[[], NDArray[Any]]:
+    def _start(self, request: str, values: Mapping[str, Sequence[Any]]) -> Callable[[], NDArray[Any]]:
         """Hand a request to the workers, and give a function that waits for its rows; without workers it is answered."""
+        if self._batcher is None:
+            rows = self.ask(request, values)
+            return lambda: rows
+        self._check(request)
+        return self._batcher.submit(request, columns_of(self.requests, request, values), BATCH)
+
+    def _check(self, request: str) -> None:
+        """That the package is open and has the request."""
         if self._session is None:
             raise UsageError(f"{self.path}: the package is closed")
         self._find(request)
-        if self._batcher is not None:
-            return self._batcher.submit(request, columns_of(self.requests, request, values), batch_size)
-        rows = ask(self.family, self.processor, self.run, request, values, batch_size)
-        return lambda: rows
 
     def _find(self, name: str) -> Request:
         """A request by name; of one that was left out, the reason."""

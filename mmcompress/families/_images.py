@@ -235,15 +235,20 @@ def open_picture(value: Any, background: tuple[int, int, int] = (255, 255, 255))
     if isinstance(value, (bytes, bytearray)):
         return _decode(BytesIO(value), "the picture", background)
     if isinstance(value, (str, Path)):
-        if not Path(value).is_file():
-            raise InputError(f"{value}: no such picture")
-        return _decode(Path(value), str(value), background)
+        # Read at once: each of Pillow's many small reads would let other threads in, and threads that decode slow each other.
+        try:
+            content = Path(value).read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise InputError(f"{value}: no such picture") from None
+        except OSError as error:
+            raise InputError(f"{value}: cannot be read: {error.strerror}") from None
+        return _decode(BytesIO(content), str(value), background)
     raise InputError(
         f"a picture must be a path, bytes, a Pillow image or a uint8 array [h, w, 3], got {type(value).__name__}"
     )
 
 
-def _decode(source: BytesIO | Path, name: str, background: tuple[int, int, int]) -> Image:
+def _decode(source: BytesIO, name: str, background: tuple[int, int, int]) -> Image:
     from PIL import Image
 
     try:
@@ -270,6 +275,9 @@ def _to_rgb(image: Image, name: str, background: tuple[int, int, int]) -> Image:
         image = image.convert("RGBA")
         canvas = images.new("RGBA", image.size, (*background, 255))
         return images.alpha_composite(canvas, image).convert("RGB")
+    if image.mode == "RGB":
+        image.load()
+        return image
     return image.convert("RGB")
 
 

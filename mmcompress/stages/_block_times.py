@@ -18,7 +18,7 @@ from typing import Any
 from mmcompress._environment import environment_facts
 from mmcompress.component import JSON, digest_json
 from mmcompress.errors import MissingExtra, StageError
-from mmcompress.families import Family
+from mmcompress.families import Family, Feeds
 from mmcompress.families._structure import drop_layers
 from mmcompress.runtimes import Runtime
 from mmcompress.stages import Model
@@ -29,13 +29,14 @@ from mmcompress.stages._time_prices import TimePrices, scales
 from mmcompress.stages._timing_rounds import Timed, time_in_turn
 from mmcompress.store import read_json, write_json
 
-REVISION = 3
-"""Raised when the same model and machine would give another table."""
+REVISION = 4
+"""Raised when the same model and machine would give another table, or another cut by it."""
 SHALLOW, DEEPER = 2, 4
 HEAD_SHARES = (0.5, 0.0)
 UNIT_SHARES = (0.5, 0.125)
 WIDTH_SHARES = (1.0, 0.625, 0.25)
 ROUND = 32
+COMPILED = "compiled"
 Progress = Callable[[str, int, int], None]
 
 
@@ -248,21 +249,30 @@ def opened(
     family: Family, folder: Path, name: str, runtime: Runtime, threads: int | None, batch: int, work: Path | None = None
 ) -> list[Timed]:
     """Every graph of a model folder, exported, compiled and opened, with a batch of its sample inputs."""
+    place = work or folder
+    return open_compiled(name, place, compiled(family, folder, runtime, batch, place), runtime, threads)
+
+
+def compiled(family: Family, folder: Path, runtime: Runtime, batch: int, place: Path) -> dict[str, Feeds]:
+    """Export and compile every graph of a model folder below ``place``; gives a batch of sample inputs for each."""
     from mmcompress._export import export_graph
 
-    place = work or folder
-    exported, compiled = place / "exported", place / "compiled"
+    exported, engines = place / "exported", place / COMPILED
     exported.mkdir(parents=True)
-    compiled.mkdir()
+    engines.mkdir()
     graphs = family.graphs(family.load(folder, attention="eager"))
     for graph in graphs:
         export_graph(graph, exported / f"{graph.name}.onnx")
-    runtime.compile({graph.name: exported / f"{graph.name}.onnx" for graph in graphs}, compiled)
-    session = runtime.open(compiled, [graph.name for graph in graphs], threads)
-    return [
-        Timed(name, graph.name, session, {key: _rows(value, batch) for key, value in graph.inputs.items()})
-        for graph in graphs
-    ]
+    runtime.compile({graph.name: exported / f"{graph.name}.onnx" for graph in graphs}, engines)
+    return {graph.name: {key: _rows(value, batch) for key, value in graph.inputs.items()} for graph in graphs}
+
+
+def open_compiled(
+    name: str, place: Path, feeds: Mapping[str, Feeds], runtime: Runtime, threads: int | None
+) -> list[Timed]:
+    """Open what :func:`compiled` made: one session for all of its graphs."""
+    session = runtime.open(place / COMPILED, list(feeds), threads)
+    return [Timed(name, graph, session, values) for graph, values in feeds.items()]
 
 
 def _rows(value: Any, batch: int) -> Any:

@@ -79,7 +79,7 @@ def choose(tower: Tower, prices: Prices, target: float, ranking: Ranking) -> Pla
     """
     least = price(tower, smallest(tower, ranking), prices)
     if least > target * (1 + TOLERANCE):
-        now = price(tower, by_share(tower, 0.0, [[block] for block in tower.blocks]), prices)
+        now = price(tower, uncut(tower), prices)
         raise StageError(
             f"{target / now:.3f} of its cost cannot be reached: {least / now:.3f} is left with one head and one rounding"
             " unit per block\n  Ask for more than that, round to less, or let `parts` name layers or width too."
@@ -90,6 +90,11 @@ def choose(tower: Tower, prices: Prices, target: float, ranking: Ranking) -> Pla
     shares = np.linspace(0.0, 1.0, 401)
     plans = [by_share(tower, float(share), sets) for share in shares]
     return min(plans, key=lambda plan: abs(price(tower, plan, prices) - target))
+
+
+def uncut(tower: Tower) -> Plan:
+    """All that there is."""
+    return by_share(tower, 0.0, [[block] for block in tower.blocks])
 
 
 def smallest(tower: Tower, ranking: Ranking = "global") -> Plan:

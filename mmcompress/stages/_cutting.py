@@ -11,7 +11,7 @@ import numpy as np
 
 from mmcompress.errors import InputError, StageError
 from mmcompress.families import Family, Graph
-from mmcompress.stages._choice import TOLERANCE, Plan, Ranking, Tower, choose, cumulated, options_of
+from mmcompress.stages._choice import TOLERANCE, Plan, Ranking, Tower, choose, cumulated, options_of, price, uncut
 from mmcompress.stages._prices import COUNTED, Counting, Prices, Unit, count
 from mmcompress.stages._pruning import (
     Block,
@@ -137,7 +137,7 @@ def decide(found: Found, budget: Budget, scores: Scores, prices: Prices, choosin
         known = ", ".join(prices.towers)
         raise InputError(f"prune: towers: the model has no {', '.join(sorted(unknown))}; its towers: {known}")
     plans = {}
-    for name, total in prices.towers.items():
+    for name in prices.towers:
         keep = budget.keep(name)
         if keep >= 1:
             continue
@@ -146,7 +146,8 @@ def decide(found: Found, budget: Budget, scores: Scores, prices: Prices, choosin
             found.notes.append(f"{name}: stays whole: {', '.join(choosing.parts)} cannot be cut in it")
             continue
         try:
-            plans[name] = choose(tower, prices, keep * total, choosing.ranking)
+            # A share of what the prices say that all of it costs: times of parts need not add up to that of the whole.
+            plans[name] = choose(tower, prices, keep * price(tower, uncut(tower), prices), choosing.ranking)
         except StageError as error:
             raise StageError(f"prune: {name}: {budget.unit}: {error}") from None
     return plans

@@ -28,8 +28,13 @@ from mmcompress.store import read_json, write_json
 if TYPE_CHECKING:
     from torch import nn
 
+    from mmcompress.stages._aiming import Milliseconds
     from mmcompress.stages._block_times import Times
     from mmcompress.stages._importance import Scores
+    from mmcompress.stages._prices import Prices
+    from mmcompress.stages._removing import Found
+
+    Score = Callable[[nn.Module, Sequence[Block]], Scores]
 
 Importance = Literal["taylor", "obd", "magnitude", "activation", "random"]
 BY_DATA = ("taylor", "obd", "activation")
@@ -77,7 +82,8 @@ class Prune(Stage):
     MACs and times are those of the family's graphs at their sample inputs (texts as long as there); parameters are those
     that a tower's graph holds. The cut comes as near to the goal as whole heads and rounded widths allow; the facts tell
     where that is further than 2 % of the goal away. For a goal of time, what is left is chosen by a table of measured
-    times, which lies beside the model as ``block_times.json``.
+    times, which lies beside the model as ``block_times.json``; the cut model is then timed beside the whole one, and cut
+    anew with a corrected budget until it takes what was asked for.
     """
 
     revision_of_code: ClassVar[int] = 2
@@ -139,9 +145,10 @@ class Prune(Stage):
         """Versions of the libraries that trace and cut, the machine where its times decide, and what shapes the recovery."""
         found: dict[str, JSON] = {name: version(name) for name in ("torch", "torch-pruning", "transformers")}
         if self.goal.on is not None:
-            from mmcompress.stages._block_times import fingerprint
+            from mmcompress.stages._block_times import REVISION, fingerprint
 
             found["machine"] = fingerprint(self.goal.on, self.goal.threads)
+            found["times"] = REVISION
         return {**found, **({"recover": dict(self.recover.environment())} if self.recover else {})}
 
     def run(self, given: StageInput) -> Mapping[str, Any]:
@@ -187,35 +194,76 @@ class Prune(Stage):
         return joined(facts)
 
     def _cut(self, given: StageInput, source: Model, output: Path, step: int) -> dict[str, Any]:
-        model = source.family.load(source.folder)
-        times = self._times(given, source) if self.goal.on is not None else None
+        if self.goal.on is None:
+            model = source.family.load(source.folder)
+            budget = self._budget(given, model, None, step)
+            return self._cut_once(given, source, model, budget, self._score(given, source), None, output)
+        from mmcompress.stages._aiming import Clock, aim, with_times
+
+        times = self._times(given, source)
+        budget = self._budget(given, source.family.load(source.folder), times, step)
+        score = self._score(given, source)
+
+        def cut(asked: Budget, folder: Path) -> Mapping[str, Any]:
+            return self._cut_once(given, source, source.family.load(source.folder), asked, score, times.prices, folder)
+
+        work = given.work / f"aiming-{step}"
+        towers = {tower: facts["graph"] for tower, facts in times.table["towers"].items()}
+        clock = Clock(source, towers, self.goal, work)
+
+        def timed(folder: Path) -> Milliseconds:
+            given.progress("timing the cut model beside the whole", 0, 0)
+            return clock(folder)
+
+        found = aim(budget, cut, timed, work)
+        shutil.copytree(found.folder, output, dirs_exist_ok=True)
+        shutil.rmtree(work)
+        write_json(output / TIMES, times.table)
+        return with_times(found, budget)
+
+    def _cut_once(
+        self,
+        given: StageInput,
+        source: Model,
+        model: nn.Module,
+        budget: Budget,
+        score: Score,
+        prices: Callable[[Found], Prices] | None,
+        output: Path,
+    ) -> dict[str, Any]:
         given.progress("tracing what hangs together", 0, 0)
         facts = prune_model(
             source.family,
             model,
-            self._budget(given, model, times, step),
-            self._score(given, source, model),
+            budget,
+            lambda blocks: score(model, blocks),
             parts=self.parts,
             relative=self.importance not in ("taylor", "obd"),
             ranking=self.ranking,
-            round_to=self.round_to or (ROUND_TO if times is None else ROUND_TO_FOR_TIME),
-            prices=None if times is None else times.prices,
+            round_to=self.round_to or (ROUND_TO if prices is None else ROUND_TO_FOR_TIME),
+            prices=prices,
         )
         source.family.save(model, source.folder, output)
-        if times is not None:
-            write_json(output / TIMES, times.table)
         write_readme(source.family.component_name(), output)
         return facts
 
-    def _score(self, given: StageInput, source: Model, model: nn.Module) -> Callable[[Sequence[Block]], Scores]:
-        def score(blocks: Sequence[Block]) -> Scores:
-            given.progress(f"ranking by {self.importance}", 0, 0)
-            if self.importance in BY_DATA:
-                drawn = (self.samples, self.batch_size, given.seed)
-                return rank_by_task(source, model, given.train, blocks, self.importance, *drawn)
-            return rank_by_weights(model, blocks, self.importance, given.seed)
+    def _score(self, given: StageInput, source: Model) -> Score:
+        """Importance, measured at the first cut: those that correct it cut the same model."""
+        kept: list[Scores] = []
+
+        def score(model: nn.Module, blocks: Sequence[Block]) -> Scores:
+            if not kept:
+                given.progress(f"ranking by {self.importance}", 0, 0)
+                kept.append(self._scores(given, source, model, blocks))
+            return kept[0]
 
         return score
+
+    def _scores(self, given: StageInput, source: Model, model: nn.Module, blocks: Sequence[Block]) -> Scores:
+        if self.importance in BY_DATA:
+            drawn = (self.samples, self.batch_size, given.seed)
+            return rank_by_task(source, model, given.train, blocks, self.importance, *drawn)
+        return rank_by_weights(model, blocks, self.importance, given.seed)
 
     def _budget(self, given: StageInput, model: nn.Module, times: Times | None, step: int) -> Budget:
         """What to keep in a step: equal ratios of the way from the first model to the goal."""

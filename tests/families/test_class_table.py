@@ -17,7 +17,9 @@ from mmcompress.families._class_table import ClassTable, class_embeddings
 from mmcompress.families.clap import Clap
 from mmcompress.families.clip import Clip
 from mmcompress.package import load_package
+from mmcompress.runtimes import Runtime
 from mmcompress.runtimes.onnxruntime import OnnxRuntime
+from mmcompress.runtimes.openvino import OpenVino
 from mmcompress.runtimes.torch import open_model
 from mmcompress.stages import Model
 
@@ -158,3 +160,39 @@ def test_a_class_that_is_longer_than_the_model_takes_is_refused() -> None:
     family = Clip(path=deployed.checkpoint(), classes=ClassTable(names=("a", "red " * 20)))
     with pytest.raises(InputError, match="tokens more than the 12"):
         family.load(deployed.model().folder)
+
+
+def both(runtime: Runtime, work: Path) -> tuple[Clip, Path, dict[str, object]]:
+    """The table and bytes in one family, exported and quantized as a runtime has it."""
+    base = deployed.model()
+    family = Clip(path=deployed.checkpoint(), classes=ClassTable(**TABLE), preprocessing="graph")
+    for name in ("float", "int8", "compiled"):
+        (work / name).mkdir()
+    deploy.export(family, base.folder, work / "float")
+    facts = deploy.quantize(family, base.folder, work / "float", runtime.scheme(), deployed.Pictures(48), work / "int8")
+    return family, base.folder, facts["graphs"]
+
+
+def test_a_table_and_bytes_together_in_openvino(tmp_path: Path) -> None:
+    runtime = OpenVino()
+    family, folder, asked = both(runtime, tmp_path)
+    path, probe = tmp_path / "compiled", deployed.Pictures(16, start=100)
+    teacher = Model(family, folder)
+    deploy.compile(family, folder, tmp_path / "int8", runtime, "int8", teacher, probe, {}, path, asked=asked)
+    pictures = [deployed.Pictures(40, start=500)[index].values["image"] for index in range(40)]
+    with load_package(path, threads=1) as found, load_package(package("fp32"), threads=1) as exact:
+        assert found.manifest["graphs"]["vision_model"]["inputs"]["pixels"]["dtype"] == "uint8"
+        answers, expected = found.classify(pictures), exact.classify(pictures)
+    assert np.mean([a.index == b.index for a, b in zip(answers, expected, strict=True)]) > 0.9
+    difference = np.subtract([a.scores for a in answers], [b.scores for b in expected])
+    assert 0 < np.abs(difference).max() < 0.1
+
+
+def test_a_table_and_bytes_together_build_for_tensorrt_rtx(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from mmcompress.runtimes.tensorrt_rtx import TensorRtRtx
+
+    runtime = TensorRtRtx.model_validate({"for": "sm86"})
+    both(runtime, tmp_path)
+    facts = runtime.compile({"vision_model": tmp_path / "int8" / "vision_model.onnx"}, tmp_path / "compiled")
+    assert (tmp_path / "compiled" / str(facts["files"]["vision_model"])).stat().st_size > 10_000

@@ -110,15 +110,19 @@ def test_symmetric_graphs_build_for_tensorrt_rtx(case: Case, tmp_path: Path) -> 
     from mmcompress.runtimes import Runtime
 
     found = made(case)
-    runtime = component.parse("runtimes", {"tensorrt_rtx": {"for": "sm86"}})
-    assert isinstance(runtime, Runtime)
     train = subset(found.planner.splits.train, 32)
     (tmp_path / "graphs").mkdir()
-    (tmp_path / "engines").mkdir()
-    facts = deploy.quantize(found.family, found.model, found.float_graphs, runtime.scheme(), train, tmp_path / "graphs")
-    graphs = {name: tmp_path / "graphs" / f"{name}.onnx" for name in facts["graphs"]}
-    files = runtime.compile(graphs, tmp_path / "engines")["files"]
-    assert all((tmp_path / "engines" / str(file)).stat().st_size > 10_000 for file in files.values())
+    runtimes = [component.parse("runtimes", {"tensorrt_rtx": {"for": machine}}) for machine in ("sm86", "sm89")]
+    for number, runtime in enumerate(runtimes):
+        assert isinstance(runtime, Runtime)
+        if number == 0:
+            scheme = runtime.scheme()
+            deploy.quantize(found.family, found.model, found.float_graphs, scheme, train, tmp_path / "graphs")
+        engines = tmp_path / runtime.machine_class()
+        engines.mkdir()
+        graphs = {path.stem: path for path in (tmp_path / "graphs").glob("*.onnx")}
+        files = runtime.compile(graphs, engines)["files"]
+        assert all((engines / str(file)).stat().st_size > 10_000 for file in files.values())
 
 
 @pytest.mark.parametrize("name", component.names("families"))

@@ -9,15 +9,18 @@ WORDS = ("red", "green", "blue", "circle", "square", "star", "above", "below")
 SHAPE = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 
 
-def write_small_clip(folder: Path) -> Path:
-    """A model folder of a small CLIP whose weights are large enough to show in its outputs."""
+def write_small_clip(folder: Path, **larger: int) -> Path:
+    """A model folder of a small CLIP whose weights are large enough to show in its outputs.
+
+    ``larger`` are fields of its picture tower's configuration.
+    """
     import torch
     from transformers import CLIPConfig, CLIPModel
 
     from mmcompress.families._checkpoints import write_weights
     from mmcompress.families._texts import write_word_level_tokenizer
 
-    vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 8}
+    vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 8, **larger}
     text = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 6}
     ids = {"vocab_size": 16, "max_position_embeddings": 12, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     config = {
