@@ -47,26 +47,33 @@ class Cut:
     importance: str
     term: str
     value: float
+    layers: bool = False
+    """Whether whole layers may go beside heads and feed-forward units."""
+
+    @property
+    def series(self) -> str:
+        """The cuts that differ in the goal's value alone."""
+        return f"{self.importance}_{self.term}{'_or_layers' if self.layers else ''}"
 
     @property
     def name(self) -> str:
-        """``taylor_macs_40``; ``taylor_speedup_250`` for 2.5 times as fast."""
-        return f"{self.importance}_{self.term}_{round(100 * self.value)}"
+        """``taylor_macs_40``; ``taylor_speedup_or_layers_250`` for 2.5 times as fast."""
+        return f"{self.series}_{round(100 * self.value)}"
 
     def stage(self) -> dict[str, Any]:
         """The stage of a recipe: the picture tower is what is cut and timed, the text tower stays as it is."""
         goal: dict[str, Any] = {self.term: self.value}
         if self.term == "speedup":
             goal |= {"on": "onnxruntime", "threads": THREADS}
-        parts = ["heads", "feed_forward", "layers"]
+        parts = ["heads", "feed_forward", *(["layers"] if self.layers else [])]
         rest = {"towers": {"text": 1.0}, "importance": self.importance, "recover": RECOVER}
         return {"prune": {"goal": goal, "parts": parts, **rest}}
 
 
 CUTS = (
     *(Cut(importance, "macs", share) for importance in IMPORTANCES for share in SHARES),
-    *(Cut("taylor", "parameters", share) for share in SHARES),
-    *(Cut("taylor", "speedup", times) for times in SPEEDUPS),
+    *(Cut("taylor", term, share, layers=True) for term in ("macs", "parameters") for share in SHARES),
+    *(Cut("taylor", "speedup", times, layers=True) for times in SPEEDUPS),
 )
 
 
@@ -109,7 +116,7 @@ def curve(quick: bool, work: Path) -> tuple[list[Claim], dict[str, Any]]:
             )
         )
     curves = {
-        term: Curve.of([c for c in CUTS if (c.importance, c.term) == ("taylor", term)], report, seconds)
+        term: Curve.of([c for c in CUTS if c.series == f"taylor_{term}_or_layers"], report, seconds)
         for term in ("speedup", "macs", "parameters")
     }
     for other in ("macs", "parameters"):

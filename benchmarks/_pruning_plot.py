@@ -18,19 +18,20 @@ from mmcompress.page._html import Html, join, tag
 from mmcompress.page._svg import WIDTH, covering, line, mark, path, text, whisker
 
 SERIES = {
-    "taylor_speedup": "Taylor, goal of time",
-    "taylor_macs": "Taylor, of MACs",
-    "taylor_parameters": "Taylor, of parameters",
-    "magnitude_macs": "magnitude, of MACs",
-    "random_macs": "random, of MACs",
+    "taylor_speedup_or_layers": "Taylor, time, layers too",
+    "taylor_macs_or_layers": "Taylor, MACs, layers too",
+    "taylor_parameters_or_layers": "Taylor, parameters, layers",
+    "taylor_macs": "Taylor, MACs",
+    "magnitude_macs": "magnitude, MACs",
+    "random_macs": "random, MACs",
 }
-SHAPES = ("circle", "square", "triangle", "diamond", "hollow")
+SHAPES = ("circle", "square", "triangle", "diamond", "square", "hollow")
 QUALITY, SPEED = "recall@1 kept", "times as fast"
 LEFT, TOP, BOTTOM, HEIGHT = 52.0, 72.0, 310.0, 358.0
 STYLE = """
 svg { background: #fff; font: 12px system-ui, sans-serif } text { fill: #222 } .s { font-size: 11px; fill: #555 }
 .e { text-anchor: end } .m { text-anchor: middle } .grid { stroke: #e3e3e3 } .axis { stroke: #888 }
-.m0 { --c: #0b7a53 } .m1 { --c: #1f6fb4 } .m2 { --c: #7d4fb0 } .m3 { --c: #c4561a } .m4 { --c: #777 }
+.m0 { --c: #0b7a53 } .m1 { --c: #1f6fb4 } .m2 { --c: #7d4fb0 } .m3 { --c: #c4561a } .m4 { --c: #b0235f } .m5 { --c: #777 }
 .f { fill: var(--c) } .hollow { fill: #fff; stroke: var(--c); stroke-width: 1.3 }
 .i { stroke: var(--c); stroke-width: 1.3 } .curve { stroke: var(--c); stroke-width: 1.6; fill: none }
 """
@@ -58,7 +59,7 @@ def cuts_of(claims: Sequence[Mapping[str, Any]]) -> list[Cut]:
     named = {claim["name"]: claim for claim in claims}
     found = []
     for series in SERIES:
-        names = [name for name in named if name.startswith(f"{series}_") and name.endswith(f": {QUALITY}")]
+        names = [name for name in named if name.endswith(f": {QUALITY}") and name.rpartition("_")[0] == series]
         if not names:
             raise LookupError(f"no cuts of {series}; run benchmarks/pruning.py --only curve")
         found += [_cut(named, series, name.removesuffix(f": {QUALITY}")) for name in names]

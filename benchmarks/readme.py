@@ -106,7 +106,8 @@ def curve_table(results: dict[str, Any]) -> str:
     for name, cells in series.items():
         importance, _, term = name.partition("_")
         row = cells + [""] * (columns - len(cells))
-        lines.append(f"| {importance} | {'time' if term == 'speedup' else term} | {' | '.join(row)} |")
+        shown_term = term.replace("speedup", "time").replace("_or_layers", ", layers too")
+        lines.append(f"| {importance} | {shown_term} | {' | '.join(row)} |")
     rest = [claim for claim in claims.values() if claim["goal"] is not None]
     return "\n".join([*lines, "", table({**results, "claims": rest})])
 
