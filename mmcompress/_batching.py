@@ -72,26 +72,26 @@ class Batcher:
         for thread in self._threads:
             thread.start()
 
-    def ask(self, request: str, columns: Mapping[str, Sequence[Any]], batch: int) -> NDArray[Any]:
+    def ask(self, request: str, columns: Mapping[str, Sequence[Any]], size: int) -> NDArray[Any]:
         """Rows for columns: by the caller's own thread where the engine is free and they fit into one batch.
 
         Raises:
             InputError: a value cannot be read.
             UsageError: the package is closed.
         """
-        if len(next(iter(columns.values()))) > min(batch, BATCH):
-            return self.submit(request, columns, batch)()
+        if len(next(iter(columns.values()))) > min(size, BATCH):
+            return self.submit(request, columns, size)()
         item = self._prepared(request, columns)
         with self._changed:
             self._refuse_closed()
-            free = self._free > 0
-            if free:
+            mine: list[_Waiting] = []
+            if self._free:
                 self._free -= 1
-                batch = self._take([item])
+                mine = self._take([item])
             else:
                 self._queue.append(item)
-        if free:
-            self._finish(batch)
+        if mine:
+            self._finish(mine)
         return item.answer.result()
 
     def submit(self, request: str, columns: Mapping[str, Sequence[Any]], batch: int) -> Callable[[], NDArray[Any]]:
