@@ -72,6 +72,7 @@ class Doubling:
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
+        self.threads: list[str] = []
         self.go = threading.Event()
 
     def compact(self, values):
@@ -83,6 +84,7 @@ class Doubling:
     def answer(self, request: str, feeds) -> np.ndarray:
         self.go.wait(10)
         self.batches.append(feeds["x"][:, 0].tolist())
+        self.threads.append(threading.current_thread().name)
         if 13 in feeds["x"]:
             raise InputError("thirteen")
         if 14 in feeds["x"]:
@@ -103,6 +105,27 @@ def test_what_waits_is_answered_in_one_batch() -> None:
     assert model.batches == [[0], [1, 2, 4, 5], [3]]
     assert batcher.submit("a", {"x": list(range(20, 20 + BATCH + 3))}, 64)().shape == (BATCH + 3, 1)
     batcher.close()
+
+
+@pytest.mark.unit
+def test_a_caller_runs_a_free_engine_and_what_comes_meanwhile_shares_the_next_batch() -> None:
+    model = Doubling()
+    batcher = Batcher(model, model.answer, workers=1)
+    with ThreadPoolExecutor(4, "caller") as pool:
+        calls = [pool.submit(batcher.ask, "a", {"x": [0]}, 64)]
+        while batcher._free:
+            pass
+        calls += [pool.submit(batcher.ask, "a", {"x": [value]}, 64) for value in (1, 2, 3)]
+        while len(batcher._queue) < 3:
+            pass
+        model.go.set()
+        assert [call.result(10).item() for call in calls] == [0, 2, 4, 6]
+    assert [sorted(batch) for batch in model.batches] == [[0], [1, 2, 3]]
+    assert [name.partition("_")[0] for name in model.threads] == ["caller", "mmcompress-worker-0"]
+    assert batcher.ask("a", {"x": list(range(20, 20 + BATCH + 3))}, 64).shape == (BATCH + 3, 1)
+    batcher.close()
+    with pytest.raises(UsageError, match="closed"):
+        batcher.ask("a", {"x": [1]}, 64)
 
 
 @pytest.mark.unit
