@@ -20,6 +20,7 @@ class BytePictures(torch.nn.Module):
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """uint8 [b, h, w, 3] to what the tower gives."""
-        values = pixels.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.shift
+        # TensorRT casts bytes and does nothing else with them.
+        values = pixels.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift
         given: dict[str, Tensor] = self.tower(pixel_values=values)
         return given
