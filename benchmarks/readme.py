@@ -17,8 +17,10 @@ def shown(value: float, name: str, unit: str = "") -> str:
     """A value as people read it."""
     if unit in ("s", "ms", "MB", "GiB"):
         return f"{value:.1f} {unit}"
-    if name.startswith("pages"):
+    if unit == "1" or name.startswith("pages"):
         return f"{value:.0f}"
+    if any(word in name for word in ("failed", "caught")):
+        return f"{100 * value:.1f} %"
     if "difference" in name:
         return f"{value:.2g}"
     if unit == "times" or any(word in name for word in ("times", "bytes", " over ", "that gain")):
