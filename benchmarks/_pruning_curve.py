@@ -26,7 +26,7 @@ from mmcompress.pipeline import Planner
 from mmcompress.recipe import load_recipe
 from mmcompress.report import Report, load_report, read_samples
 from mmcompress.runtimes.onnxruntime import OnnxRuntime
-from mmcompress.stages._block_times import opened
+from mmcompress.stages._block_times import compiled, open_compiled
 from mmcompress.stages._timing_rounds import Timed, time_in_turn
 from mmcompress.store import Store
 
@@ -157,29 +157,23 @@ class Curve:
 def compared(ours: Curve, other: Curve, term: str) -> list[Claim]:
     """At each of our cuts: their time over ours at our quality, and our quality above theirs at our time."""
     claims = []
+    drawn = list(zip(ours.qualities, ours.speeds, other.qualities, other.speeds, strict=True))
     for index, name in enumerate(ours.names):
-        ratio = speed_at(ours.quality, ours.speed, ours.quality[index])
-        others = speed_at(other.quality, other.speed, ours.quality[index])
+
+        def faster(q: Floats, s: Floats, their_q: Floats, their_s: Floats, index: int = index) -> float:
+            return speed_at(q, s, q[index]) / speed_at(their_q, their_s, q[index])
+
+        def above(q: Floats, s: Floats, their_q: Floats, their_s: Floats, index: int = index) -> float:
+            order = np.argsort(their_s)
+            return float(q[index] - np.interp(s[index], their_s[order], their_q[order]))
+
+        measured = (ours.quality, ours.speed, other.quality, other.speed)
         if ours.quality[index] >= other.quality.min():
-            drawn = [
-                speed_at(q, s, q[index]) / speed_at(their_q, their_s, q[index])
-                for q, s, their_q, their_s in zip(
-                    ours.qualities, ours.speeds, other.qualities, other.speeds, strict=True
-                )
-            ]
-            claims.append(
-                _estimated(f"at the quality of {name}: times as fast as by {term}", ratio / others, drawn, 1.0)
-            )
+            told = f"at the quality of {name}: times as fast as by {term}"
+            claims.append(_estimated(told, faster(*measured), [faster(*one) for one in drawn], 1.0))
         if ours.speed[index] <= other.speed.max():
-            above = ours.quality[index] - float(np.interp(ours.speed[index], other.speed, other.quality))
-            drawn = [
-                q[index] - float(np.interp(s[index], their_s[order], their_q[order]))
-                for q, s, their_q, their_s in zip(
-                    ours.qualities, ours.speeds, other.qualities, other.speeds, strict=True
-                )
-                for order in [np.argsort(their_s)]
-            ]
-            claims.append(_estimated(f"at the time of {name}: recall@1 above cuts by {term}", above, drawn, 0.0))
+            told = f"at the time of {name}: recall@1 above cuts by {term}"
+            claims.append(_estimated(told, above(*measured), [above(*one) for one in drawn], 0.0))
     return claims
 
 
@@ -224,9 +218,8 @@ def _times(models: Mapping[str, tuple[Any, Path]], work: Path) -> dict[str, list
     """Milliseconds of each model's picture graph, one number per process; in a process all take turns."""
     shutil.rmtree(work, ignore_errors=True)
     for name, (family, folder) in models.items():
-        for side in opened(family, folder, name, OnnxRuntime(), THREADS, 1, work / name):
-            if side.graph == GRAPH:
-                np.savez(work / name / "feeds.npz", allow_pickle=False, **side.feeds)
+        feeds = compiled(family, folder, OnnxRuntime(), 1, work / name)[GRAPH]
+        np.savez(work / name / "feeds.npz", allow_pickle=False, **feeds)
     found: dict[str, list[float]] = {name: [] for name in models}
     for number in range(PROCESSES):
         command = [sys.executable, __file__, str(work), str(number)]
@@ -238,11 +231,11 @@ def _times(models: Mapping[str, tuple[Any, Path]], work: Path) -> dict[str, list
 
 def _in_turn(work: Path, seed: int) -> dict[str, float]:
     runtime = OnnxRuntime()
-    sides = []
+    sides: list[Timed] = []
     for place in sorted(work.iterdir()):
         with np.load(place / "feeds.npz", allow_pickle=False) as stored:
             feeds = dict(stored)
-        sides.append(Timed(place.name, GRAPH, runtime.open(place / "compiled", [GRAPH], THREADS), feeds))
+        sides += open_compiled(place.name, place, {GRAPH: feeds}, runtime, THREADS)
     return {name: ms for (name, _), ms in time_in_turn(sides, ROUNDS, seed).items()}
 
 

@@ -235,11 +235,11 @@ def open_picture(value: Any, background: tuple[int, int, int] = (255, 255, 255))
     if isinstance(value, (bytes, bytearray)):
         return _decode(BytesIO(value), "the picture", background)
     if isinstance(value, (str, Path)):
+        if not Path(value).is_file():
+            raise InputError(f"{value}: no such picture")
         # Read at once: each of Pillow's many small reads would let other threads in, and threads that decode slow each other.
         try:
             content = Path(value).read_bytes()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise InputError(f"{value}: no such picture") from None
         except OSError as error:
             raise InputError(f"{value}: cannot be read: {error.strerror}") from None
         return _decode(BytesIO(content), str(value), background)
