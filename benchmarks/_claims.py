@@ -36,14 +36,16 @@ def claim(name: str, row: Row, goal: float | None = None, *, better: bool | None
     """A claim about a report's row; the worse end of its one-sided interval must meet the goal."""
     higher = row.higher_is_better if better is None else better
     ends = row.one_sided95 or ((row.value, row.value) if row.value is not None else None)
-    holds: bool | None = None
-    if goal is not None and ends is not None:
-        low, high = ends
-        if (low >= goal) if higher else (high <= goal):
-            holds = True
-        elif (high < goal) if higher else (low > goal):
-            holds = False
-    return Claim(name, row.value, row.unit, row.ci95, goal, higher, holds)
+    return Claim(name, row.value, row.unit, row.ci95, goal, higher, verdict(ends, goal, higher_is_better=higher))
+
+
+def verdict(ends: tuple[float, float] | None, goal: float | None, *, higher_is_better: bool) -> bool | None:
+    """Whether a goal is met by an interval's worse end (True), missed by its better end (False), or neither (None)."""
+    if goal is None or ends is None:
+        return None
+    worse, better = ends if higher_is_better else (-ends[1], -ends[0])
+    least = goal if higher_is_better else -goal
+    return True if worse >= least else False if better < least else None
 
 
 def find(report: Report, metric: str, name: str, **conditions: Any) -> Row:

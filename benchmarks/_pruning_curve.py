@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _claims import Claim, claim, find
+from _claims import Claim, claim, find, verdict
 from _recipes import movable, smoke, write
 
 from mmcompress import runs
@@ -198,8 +198,7 @@ def speed_at(quality: Floats, speed: Floats, wanted: float) -> float:
 
 def _estimated(name: str, value: float, drawn: Sequence[float], goal: float) -> Claim:
     low, worst, best, high = (float(np.quantile(drawn, share)) for share in (0.025, 0.05, 0.95, 0.975))
-    holds = True if worst >= goal else False if best < goal else None
-    return Claim(name, value, "", (low, high), goal, True, holds)
+    return Claim(name, value, "", (low, high), goal, True, verdict((worst, best), goal, higher_is_better=True))
 
 
 # --- quality and time ----------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _claims import THREADS, Claim, main
+from _claims import THREADS, Claim, main, verdict
 from _engine_graphs import make, pictures, tower
 
 from mmcompress.metrics._statistics import block_weights, paired_ratio, quantity_estimate
@@ -240,11 +240,7 @@ def ratio(
     weights = block_weights(1, len(blocks[above]), 0)
     value, replicates = paired_ratio(arrays[0], arrays[1], weights)
     estimate = quantity_estimate(value, len(blocks[above]), replicates, span=0.0)
-    low, high = estimate.one_sided95
-    holds = None
-    if goal is not None:
-        met, missed = (low >= goal, high < goal) if higher else (high <= goal, low > goal)
-        holds = True if met else False if missed else None
+    holds = verdict(estimate.one_sided95, goal, higher_is_better=higher)
     return Claim(name, value, "times", estimate.ci95, goal, higher, holds)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _claims import THREADS, Claim, main
+from _claims import THREADS, Claim, main, verdict
 
 from mmcompress.measure import alone
 from mmcompress.package import Package, load_package
@@ -83,7 +83,7 @@ def _ratio(request: str, rates: Mapping[str, Sequence[float]]) -> Claim:
     means = np.exp(pairs[drawn].mean(axis=1))
     low, high = (float(end) for end in np.quantile(means, (0.025, 0.975)))
     worse, better = (float(end) for end in np.quantile(means, (0.05, 0.95)))
-    holds = True if worse >= GOAL else False if better < GOAL else None
+    holds = verdict((worse, better), GOAL, higher_is_better=True)
     name = f"{request}: throughput of {CALLERS} callers, times one caller's"
     return Claim(name, float(np.exp(pairs.mean())), "ratio", (low, high), GOAL, True, holds)
 

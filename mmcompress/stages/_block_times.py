@@ -29,7 +29,7 @@ from mmcompress.stages._time_prices import TimePrices, scales
 from mmcompress.stages._timing_rounds import Timed, time_in_turn
 from mmcompress.store import read_json, write_json
 
-REVISION = 4
+REVISION = 5
 """Raised when the same model and machine would give another table, or another cut by it."""
 SHALLOW, DEEPER = 2, 4
 HEAD_SHARES = (0.5, 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmcompress.errors import StageError
-from mmcompress.stages._aiming import CUTS, aim, with_times
+from mmcompress.stages._aiming import CUTS, aim, before_and_after, with_times
 from mmcompress.stages._cutting import Budget
 
 pytestmark = pytest.mark.unit
@@ -74,3 +74,10 @@ def test_a_structure_that_comes_again_ends_the_search(tmp_path):
     machine = Machine(lambda share: 9.0)
     found = aim(BUDGET, lambda budget, folder: {**machine.cut(budget, folder), "blocks": {}}, machine.clock, tmp_path)
     assert len(machine.asked) == 2 and found.milliseconds["vision"] == (10.0, 9.0)
+
+
+def test_an_opening_in_a_slow_time_does_not_shift_what_is_left():
+    """By themselves the medians would be 10 of before and 6 of after, though each opening says a half."""
+    pairs = [(10.0, 5.0), (10.0, 5.0), (14.0, 7.0), (10.0, 5.0), (12.0, 6.0), (12.0, 6.0), (10.0, 6.0)]
+    openings = [{("whole", "vision"): before, ("cut", "vision"): after} for before, after in pairs]
+    assert before_and_after(openings, "vision") == (10.0, 5.0)
