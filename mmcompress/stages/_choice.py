@@ -50,13 +50,17 @@ class Tower:
     """The residual stream, where it may be cut."""
     layers: bool = False
     """Whether layers may go."""
+    layer_losses: Mapping[Layer, float] | None = None
+    """What a layer matters, where that was measured; else as much as all that is in it."""
 
     def all_layers(self) -> list[Layer]:
         """Its layers in order."""
         return sorted({block.layer for block in self.blocks if block.layer is not None})
 
     def layer_loss(self, layer: Layer) -> float:
-        """What all groups of a layer matter together."""
+        """What a layer matters as a whole."""
+        if self.layer_losses is not None:
+            return self.layer_losses[layer]
         return float(sum(self.losses[block.name][-1] for block in self.blocks if block.layer == layer))
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from mmcompress.stages._importance import Scores
 
 Score = Callable[[Sequence[Block]], "Scores"]
+Sense = Callable[[Tower, "Scores"], Tower]
+"""Gives a tower the losses that were measured (see :mod:`._sensitivity`)."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Choosing:
     ranking: Ranking = "global"
     round_to: int = 8
     """Feed-forward widths and the model width become multiples of it."""
+    sense: Sense | None = None
+    """Measures what a cut of a block matters; sums of importance say it where there is none."""
 
 
 def find(family: Family, model: nn.Module, parts: Sequence[Part]) -> Found:
@@ -145,6 +149,8 @@ def decide(found: Found, budget: Budget, scores: Scores, prices: Prices, choosin
         if not _cuttable(tower):
             found.notes.append(f"{name}: stays whole: {', '.join(choosing.parts)} cannot be cut in it")
             continue
+        if choosing.sense is not None:
+            tower = choosing.sense(tower, scores)
         try:
             # A share of what the prices say that all of it costs: times of parts need not add up to that of the whole.
             plans[name] = choose(tower, prices, keep * price(tower, uncut(tower), prices), choosing.ranking)
@@ -232,6 +238,7 @@ def prune_model(
     ranking: Ranking = "global",
     round_to: int = 8,
     prices: Callable[[Found], Prices] | None = None,
+    sense: Sense | None = None,
 ) -> dict[str, Any]:
     """Prune a model in place; gives facts: blocks, MACs and parameters before and after, the ratios reached.
 
@@ -245,12 +252,13 @@ def prune_model(
         ranking: ``global``, ``local`` or ``isomorphic``.
         round_to: Feed-forward and model widths become multiples of it.
         prices: What the budget counts, where that is time.
+        sense: Measures what cuts of a tower's blocks matter.
 
     Raises:
         InputError: the budget names a tower that the model has not.
         StageError: nothing matched, nothing would go, or the budget is too small.
     """
-    choosing = Choosing(parts, relative, ranking, round_to)
+    choosing = Choosing(parts, relative, ranking, round_to, sense)
     found = find(family, model, parts)
     counted = {unit: count(found.dependencies, unit, found.widths) for unit in COUNTED}
     used: Prices = prices(found) if prices is not None else counted["macs" if budget.unit == "macs" else "parameters"]

@@ -167,12 +167,19 @@ def _over_others(values: Tensor, axis: int) -> Tensor:
 def task_losses(
     family: Family, model: nn.Module, processor: Processor, examples: Examples, indices: Sequence[int], batch_size: int
 ) -> Iterator[Tensor]:
-    """The family's own loss of batches of examples, in evaluation mode; batches are as even as they can be."""
+    """The family's own loss of batches of examples, in evaluation mode."""
     model.eval()
     needs = family.task_needs()
-    for part in np.array_split(np.asarray(indices), max(1, round(len(indices) / batch_size))):
-        batch = encode(family, processor, [examples[int(index)].values for index in part])
+    for batch in batches(family, processor, examples, indices, batch_size):
         yield family.task_loss(family.outputs(model, batch, needs), batch)
+
+
+def batches(
+    family: Family, processor: Processor, examples: Examples, indices: Sequence[int], batch_size: int
+) -> Iterator[dict[str, Tensor]]:
+    """Encoded batches of examples, as even as they can be."""
+    for part in np.array_split(np.asarray(indices), max(1, round(len(indices) / batch_size))):
+        yield encode(family, processor, [examples[int(index)].values for index in part])
 
 
 def encode(family: Family, processor: Processor, values: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

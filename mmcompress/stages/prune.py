@@ -19,7 +19,7 @@ from mmcompress.errors import InputError, StageError
 from mmcompress.families import Family
 from mmcompress.families._structure import write_readme
 from mmcompress.stages import Model, Stage, StageInput
-from mmcompress.stages._choice import Ranking
+from mmcompress.stages._choice import Ranking, Tower
 from mmcompress.stages._cutting import Budget, prune_model
 from mmcompress.stages._goal import Goal
 from mmcompress.stages._pruning import Block, Part
@@ -30,14 +30,18 @@ if TYPE_CHECKING:
 
     from mmcompress.stages._aiming import Milliseconds
     from mmcompress.stages._block_times import Times
+    from mmcompress.stages._cutting import Sense
     from mmcompress.stages._importance import Scores
     from mmcompress.stages._prices import Prices
     from mmcompress.stages._removing import Found
 
     Score = Callable[[nn.Module, Sequence[Block]], Scores]
+    Senses = Callable[[nn.Module], Sense]
 
 Importance = Literal["taylor", "obd", "magnitude", "activation", "random"]
 BY_DATA = ("taylor", "obd", "activation")
+SENSED = 128
+"""Training examples, at most, that sensitivity is measured on: each is seen with every mask."""
 ROUND_TO, ROUND_TO_FOR_TIME = 8, 32
 """Runtimes multiply matrices in tiles of 16 or 32 channels: a width in between costs as much as the next one."""
 TIMES = "block_times.json"
@@ -86,7 +90,7 @@ class Prune(Stage):
     anew with a corrected budget until it takes what was asked for.
     """
 
-    revision_of_code: ClassVar[int] = 2
+    revision_of_code: ClassVar[int] = 3
 
     goal: Goal
     towers: Mapping[str, Annotated[float, Field(gt=0, le=1)]] = {}
@@ -102,10 +106,12 @@ class Prune(Stage):
     """Training examples that importance is measured on (fewer where there are fewer)."""
     batch_size: int = Field(32, ge=2)
     """Examples per gradient."""
-    ranking: Ranking = "global"
-    """``global`` loses as little as it can over all of a tower; ``local`` removes the same share of every layer, the
-    least important, so that layers stay alike (with width and heads in ``parts`` a tower then opens with transformers);
-    ``isomorphic`` ranks parts with others of the same shape, and removes the same share of each such group."""
+    ranking: Ranking | Literal["measured"] | None = None
+    """How much of each layer goes. ``measured``: as little as can be of what the outputs were seen to need, when its least
+    important heads and units, or all of it, were masked; the usual one of an importance by data. ``global``: of what
+    importances say in sum; that of the others. ``local`` removes the same share of every layer, so that layers stay alike
+    (with width and heads in ``parts`` a tower then opens with transformers); ``isomorphic`` ranks parts with others of the
+    same shape, and removes the same share of each such group."""
     round_to: Annotated[int, Field(ge=1)] | None = None
     """Widths become multiples of this: of 8, or of 32 for a goal of time, where none is given."""
     steps: int = Field(1, ge=1, le=10)
@@ -197,15 +203,17 @@ class Prune(Stage):
         if self.goal.on is None:
             model = source.family.load(source.folder)
             budget = self._budget(given, model, None, step)
-            return self._cut_once(given, source, model, budget, self._score(given, source), None, output)
+            score, senses = self._score(given, source), self._senses(given, source)
+            return self._cut_once(given, source, model, budget, score, senses, None, output)
         from mmcompress.stages._aiming import Clock, aim, with_times
 
         times = self._times(given, source)
         budget = self._budget(given, source.family.load(source.folder), times, step)
-        score = self._score(given, source)
+        score, senses = self._score(given, source), self._senses(given, source)
 
         def cut(asked: Budget, folder: Path) -> Mapping[str, Any]:
-            return self._cut_once(given, source, source.family.load(source.folder), asked, score, times.prices, folder)
+            model = source.family.load(source.folder)
+            return self._cut_once(given, source, model, asked, score, senses, times.prices, folder)
 
         work = given.work / f"aiming-{step}"
         towers = {tower: facts["graph"] for tower, facts in times.table["towers"].items()}
@@ -228,10 +236,12 @@ class Prune(Stage):
         model: nn.Module,
         budget: Budget,
         score: Score,
+        senses: Senses | None,
         prices: Callable[[Found], Prices] | None,
         output: Path,
     ) -> dict[str, Any]:
         given.progress("tracing what hangs together", 0, 0)
+        ranking = self._ranking
         facts = prune_model(
             source.family,
             model,
@@ -239,9 +249,10 @@ class Prune(Stage):
             lambda blocks: score(model, blocks),
             parts=self.parts,
             relative=self.importance not in ("taylor", "obd"),
-            ranking=self.ranking,
+            ranking="global" if ranking == "measured" else ranking,
             round_to=self.round_to or (ROUND_TO if prices is None else ROUND_TO_FOR_TIME),
             prices=prices,
+            sense=None if senses is None else senses(model),
         )
         source.family.save(model, source.folder, output)
         write_readme(source.family.component_name(), output)
@@ -258,6 +269,40 @@ class Prune(Stage):
             return kept[0]
 
         return score
+
+    @property
+    def _ranking(self) -> Ranking | Literal["measured"]:
+        return self.ranking or ("measured" if self.importance in BY_DATA else "global")
+
+    def _senses(self, given: StageInput, source: Model) -> Senses | None:
+        """Sensitivity, measured at the first cut likewise; None where sums of importance decide."""
+        if self._ranking != "measured":
+            return None
+        kept: dict[str, Tower] = {}
+
+        def senses(model: nn.Module) -> Sense:
+            def sense(tower: Tower, scores: Scores) -> Tower:
+                if tower.name not in kept:
+                    kept[tower.name] = self._sensed(given, source, model, tower, scores)
+                return kept[tower.name]
+
+            return sense
+
+        return senses
+
+    def _sensed(self, given: StageInput, source: Model, model: nn.Module, tower: Tower, scores: Scores) -> Tower:
+        from mmcompress.stages._importance import batches
+        from mmcompress.stages._sensitivity import Outputs, measured
+
+        needs_examples(given.train, "ranking: measured", "global")
+        drawn = drawn_indices(given.train, min(self.samples, SENSED), given.seed)
+        processor = source.family.processor(source.folder)
+        seen = list(batches(source.family, processor, given.train, drawn, self.batch_size))
+
+        def told(done: int, of: int) -> None:
+            given.progress(f"masking parts of {tower.name}", done, of)
+
+        return measured(tower, scores, Outputs(source.family, model, seen), told)
 
     def _scores(self, given: StageInput, source: Model, model: nn.Module, blocks: Sequence[Block]) -> Scores:
         if self.importance in BY_DATA:
@@ -332,16 +377,28 @@ def rank_by_task(
     """Importance by the family's own loss or activations; the examples are drawn by the seed."""
     from mmcompress.stages import _importance
 
-    if len(train) < 2:
-        raise StageError(
-            f"prune: importance: {importance} needs training examples\n  Give data.train, or take magnitude."
-        )
-    indices = np.random.default_rng(seed).permutation(len(train))[:samples].tolist()
+    needs_examples(train, f"importance: {importance}", "magnitude")
+    indices = drawn_indices(train, samples, seed)
     processor = source.family.processor(source.folder)
     losses = _importance.task_losses(source.family, model, processor, train, indices, batch_size)
     if importance == "activation":
         return _importance.activation(blocks, model, losses)
     return (_importance.obd if importance == "obd" else _importance.taylor)(blocks, model, losses)
+
+
+def needs_examples(train: Examples, what: str, instead: str) -> None:
+    """Refuse what looks at training examples where there are none.
+
+    Raises:
+        StageError: there are fewer than two.
+    """
+    if len(train) < 2:
+        raise StageError(f"prune: {what} needs training examples\n  Give data.train, or take {instead}.")
+
+
+def drawn_indices(train: Examples, count: int, seed: int) -> list[int]:
+    """As many training examples as that, or all; the same for the same seed, and the first of more."""
+    return [int(index) for index in np.random.default_rng(seed).permutation(len(train))[:count]]
 
 
 def rank_by_weights(model: nn.Module, blocks: Sequence[Block], importance: Importance, seed: int) -> Scores:
