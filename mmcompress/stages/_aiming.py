@@ -36,9 +36,10 @@ Milliseconds = Mapping[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Aimed:
-    """A cut model in a folder, with the facts of its cut and what it takes."""
+    """A cut, with its facts and what it takes."""
 
-    folder: Path
+    asked: Budget
+    """What the cut was asked for, in terms of the table."""
     facts: Mapping[str, Any]
     milliseconds: Milliseconds
 
@@ -89,7 +90,7 @@ def aim(
         if structure in seen:
             break
         seen.append(structure)
-        found = Aimed(folder, facts, clock(folder))
+        found = Aimed(asked, facts, clock(folder))
         if best is None or found.miss(budget) < best.miss(budget):
             best = found
         if best.miss(budget) <= NEAR:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 Score = Callable[[Sequence[Block]], "Scores"]
 Sense = Callable[[Tower, "Scores"], Tower]
 """Gives a tower the losses that were measured (see :mod:`._sensitivity`)."""
+Refit = Callable[[Found, Mapping[str, Plan], "Scores"], None]
+"""Sets weights anew before channels go (see :mod:`._reconstruction`)."""
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,7 @@ def prune_model(
     round_to: int = 8,
     prices: Callable[[Found], Prices] | None = None,
     sense: Sense | None = None,
+    refit: Refit | None = None,
 ) -> dict[str, Any]:
     """Prune a model in place; gives facts: blocks, MACs and parameters before and after, the ratios reached.
 
@@ -253,6 +256,7 @@ def prune_model(
         round_to: Feed-forward and model widths become multiples of it.
         prices: What the budget counts, where that is time.
         sense: Measures what cuts of a tower's blocks matter.
+        refit: Makes up for what goes in the weights of what stays.
 
     Raises:
         InputError: the budget names a tower that the model has not.
@@ -270,6 +274,8 @@ def prune_model(
             "prune: nothing would go: the goal keeps all, or heads and rounded widths are too coarse for it"
         )
     whole = sum(parameter.numel() for parameter in model.parameters())
+    if refit is not None:
+        refit(found, plans, scores)
     cut(found, plans, scores)
     left = trace(family, model, parts)
     after = {unit: count(left, unit).towers for unit in COUNTED}

@@ -35,9 +35,14 @@ SHARES = (0.25, 0.5, 0.7, 0.85, 0.95, 1.0)
 Zeros = Iterable[tuple[str, int, Sequence[int]]]
 """A parameter, an axis of it, and what is zero along it."""
 Told = Callable[[int, int], None]
+"""Hears how much is done, of how much."""
 
 
-def measured(tower: Tower, scores: Scores, outputs: Outputs, told: Told = lambda done, of: None) -> Tower:
+def silent(done: int, of: int) -> None:
+    """Hears nothing."""
+
+
+def measured(tower: Tower, scores: Scores, outputs: Outputs, told: Told = silent) -> Tower:
     """A tower whose losses are what its blocks, the widths of its heads and its layers were measured to matter.
 
     Args:
@@ -52,7 +57,7 @@ def measured(tower: Tower, scores: Scores, outputs: Outputs, told: Told = lambda
     narrowed = [block for block in tower.blocks if block.name in tower.sizes]
     sizes = {block.name: _steps(block.size, tower.sizes[block.name]) for block in narrowed}
     total = sum(map(len, counts.values())) + sum(map(len, sizes.values())) + len(layers)
-    outputs = outputs.reached_from([zero for block in tower.blocks for zero in _masks(block, range(block.groups))])
+    outputs = outputs.reached_from(tower.blocks)
     done = 0
 
     def moved(zeros: Zeros) -> float:
@@ -70,7 +75,7 @@ def measured(tower: Tower, scores: Scores, outputs: Outputs, told: Told = lambda
     }
     size_losses = {
         block.name: curve(
-            tower.size_losses[block.name], {k: moved(_narrower(block, scores, k)) for k in sizes[block.name]}
+            tower.size_losses[block.name], {k: moved(narrower(block, scores, k)) for k in sizes[block.name]}
         )
         for block in narrowed
     }
@@ -78,7 +83,7 @@ def measured(tower: Tower, scores: Scores, outputs: Outputs, told: Told = lambda
         tower,
         losses=losses,
         size_losses=size_losses,
-        layer_losses={layer: moved(_without(layer, tower.blocks)) for layer in layers} if layers else None,
+        layer_losses={layer: moved(without(layer, tower.blocks)) for layer in layers} if layers else None,
     )
 
 
@@ -112,17 +117,20 @@ def _masks(block: Block, gone: Sequence[int]) -> Zeros:
     return [(name, axis, channels) for name, axis in block.masks]
 
 
-def _narrower(block: Block, scores: Scores, gone: int) -> Zeros:
-    """All heads without their least important channels, as :func:`._removing.cut_head_width` takes them."""
+def narrower(block: Block, scores: Scores, gone: int, *, values: bool = True) -> Zeros:
+    """All heads without their least important channels, as :func:`._removing.cut_head_width` takes them.
+
+    Channels of queries and keys, and, with ``values``, of values.
+    """
     zeros: list[tuple[str, int, Sequence[int]]] = []
-    for part in head_width_blocks(block):
-        values = np.reshape(scores[part.name], (-1, block.size))
-        channels = [head * block.size + c for head, row in enumerate(values) for c in least_of(row.tolist(), gone)]
+    for part in head_width_blocks(block)[: 2 if values else 1]:
+        heads = np.reshape(scores[part.name], (-1, block.size))
+        channels = [head * block.size + c for head, row in enumerate(heads) for c in least_of(row.tolist(), gone)]
         zeros += _masks(part, channels)
     return zeros
 
 
-def _without(layer: Layer, blocks: Iterable[Block]) -> Zeros:
+def without(layer: Layer, blocks: Iterable[Block]) -> Zeros:
     """All that a layer adds to the residual stream, with the biases of what adds it."""
     zeros: list[tuple[str, int, Sequence[int]]] = []
     for block in blocks:
@@ -132,28 +140,38 @@ def _without(layer: Layer, blocks: Iterable[Block]) -> Zeros:
     return zeros
 
 
-@contextmanager
-def _zeroed(model: nn.Module, zeros: Zeros) -> Iterator[None]:
-    """Zeros in parameters (all of one where no place is named), taken back at the end; names that there are none of do nothing."""
+def zero(model: nn.Module, zeros: Zeros) -> dict[str, Tensor]:
+    """Set zeros in parameters (all of one where no place is named); gives what these were.
+
+    Names of biases that a layer has not do nothing.
+    """
     import torch
 
     known = dict(model.named_parameters(remove_duplicate=False))
     before: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for name, axis, places in zeros:
+            if name not in known:
+                continue
+            before.setdefault(name, known[name].detach().clone())
+            if places:
+                known[name].index_fill_(axis, torch.tensor(places), 0.0)
+            else:
+                known[name].zero_()
+    return before
+
+
+@contextmanager
+def _zeroed(model: nn.Module, zeros: Zeros) -> Iterator[None]:
+    import torch
+
+    before = zero(model, zeros)
     try:
-        with torch.no_grad():
-            for name, axis, places in zeros:
-                if name not in known:
-                    continue
-                before.setdefault(name, known[name].detach().clone())
-                if places:
-                    known[name].index_fill_(axis, torch.tensor(places), 0.0)
-                else:
-                    known[name].zero_()
         yield
     finally:
         with torch.no_grad():
             for name, values in before.items():
-                known[name].copy_(values)
+                model.get_parameter(name).copy_(values)
 
 
 # --- how far outputs move ------------------------------------------------------------------------------------------
@@ -165,15 +183,33 @@ class Outputs:
     def __init__(self, family: Family, model: nn.Module, batches: Batches) -> None:
         """Of the outputs that the family's task reads, those of each example are compared."""
         self._family, self._model, self._batches = family, model, batches
-        self._whole = self._given(family.task_needs())
+        self._spread = dict.fromkeys(family.task_needs(), 0.0)
+        self._whole = list(self.passes())
         names = sorted(set[str]().union(*self._whole))
         self._spread = {name: sum(_spread(given[name]) for given in self._whole if name in given) for name in names}
 
-    def reached_from(self, zeros: Zeros) -> Outputs:
-        """Those that a mask moves alone, so that towers beside it need not run."""
+    def reached_from(self, blocks: Iterable[Block]) -> Outputs:
+        """Those alone that move when all of the blocks is masked, so that towers beside theirs need not run."""
+        moves = self._moves([zero for block in blocks for zero in _masks(block, range(block.groups))])
         limited = copy.copy(self)
-        limited._spread = {name: self._spread[name] for name, far in self._moves(zeros).items() if far > 0}
+        limited._spread = {name: self._spread[name] for name, far in moves.items() if far > 0}
         return limited
+
+    def over(self, batches: Batches) -> Outputs:
+        """The same of other examples, of which the model can be run and nothing is compared."""
+        other = copy.copy(self)
+        other._batches, other._whole = batches, []
+        return other
+
+    def passes(self) -> Iterator[dict[str, Tensor]]:
+        """Run the model as it is now, batch by batch; gives what it gives."""
+        import torch
+
+        for batch in self._batches:
+            with torch.no_grad():
+                given = self._family.outputs(self._model, batch, frozenset(self._spread))
+            rows = {name: value for name, value in given.items() if isinstance(value, torch.Tensor) and value.dim() > 1}
+            yield {name: value for name, value in rows.items() if value.is_floating_point()}
 
     def moved(self, zeros: Zeros) -> float:
         """The share of the outputs' variance over examples that is lost, summed over outputs.
@@ -185,23 +221,11 @@ class Outputs:
 
     def _moves(self, zeros: Zeros) -> dict[str, float]:
         with _zeroed(self._model, zeros):
-            found = self._given(frozenset(self._spread))
-        pairs = list(zip(found, self._whole, strict=True))
-        return {
-            name: sum(_apart(now[name], before[name]) for now, before in pairs if name in now) / (spread or 1.0)
-            for name, spread in self._spread.items()
-        }
-
-    def _given(self, want: frozenset[str]) -> list[dict[str, Tensor]]:
-        import torch
-
-        found = []
-        for batch in self._batches:
-            with torch.no_grad():
-                given = self._family.outputs(self._model, batch, want)
-            rows = {name: value for name, value in given.items() if isinstance(value, torch.Tensor) and value.dim() > 1}
-            found.append({name: value for name, value in rows.items() if value.is_floating_point()})
-        return found
+            far = dict.fromkeys(self._spread, 0.0)
+            for now, before in zip(self.passes(), self._whole, strict=True):
+                for name in far.keys() & now.keys():
+                    far[name] += _apart(now[name], before[name])
+        return {name: value / (self._spread[name] or 1.0) for name, value in far.items()}
 
 
 def _spread(values: Tensor) -> float:

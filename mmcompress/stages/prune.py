@@ -14,15 +14,15 @@ from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_va
 from pydantic_core import PydanticCustomError, core_schema
 
 from mmcompress.component import JSON, digest_path, find
-from mmcompress.data import Examples
-from mmcompress.errors import InputError, StageError
+from mmcompress.errors import InputError
 from mmcompress.families import Family
 from mmcompress.families._structure import write_readme
 from mmcompress.stages import Model, Stage, StageInput
-from mmcompress.stages._choice import Ranking, Tower
+from mmcompress.stages._choice import Ranking
 from mmcompress.stages._cutting import Budget, prune_model
 from mmcompress.stages._goal import Goal
-from mmcompress.stages._pruning import Block, Part
+from mmcompress.stages._pruning import Part
+from mmcompress.stages._weighing import Importance, Weighing
 from mmcompress.store import read_json, write_json
 
 if TYPE_CHECKING:
@@ -30,18 +30,10 @@ if TYPE_CHECKING:
 
     from mmcompress.stages._aiming import Milliseconds
     from mmcompress.stages._block_times import Times
-    from mmcompress.stages._cutting import Sense
-    from mmcompress.stages._importance import Scores
     from mmcompress.stages._prices import Prices
     from mmcompress.stages._removing import Found
 
-    Score = Callable[[nn.Module, Sequence[Block]], Scores]
-    Senses = Callable[[nn.Module], Sense]
 
-Importance = Literal["taylor", "obd", "magnitude", "activation", "random"]
-BY_DATA = ("taylor", "obd", "activation")
-SENSED = 128
-"""Training examples, at most, that sensitivity is measured on: each is seen with every mask."""
 ROUND_TO, ROUND_TO_FOR_TIME = 8, 32
 """Runtimes multiply matrices in tiles of 16 or 32 channels: a width in between costs as much as the next one."""
 TIMES = "block_times.json"
@@ -103,15 +95,18 @@ class Prune(Stage):
     masked; ``obd``: to second order; ``activation``: how large what it gives is; ``magnitude``: norms of weights;
     ``random``: the baseline. A layer matters as much as all that is in it."""
     samples: int = Field(512, ge=1)
-    """Training examples that importance is measured on (fewer where there are fewer)."""
+    """Training examples that importance is measured on (fewer where there are fewer), and reconstruction."""
     batch_size: int = Field(32, ge=2)
-    """Examples per gradient."""
+    """Examples per gradient. Losses that compare the examples of a batch tell more in larger ones: 256, where memory allows."""
     ranking: Ranking | Literal["measured"] | None = None
     """How much of each layer goes. ``measured``: as little as can be of what the outputs were seen to need, when its least
     important heads and units, or all of it, were masked; the usual one of an importance by data. ``global``: of what
     importances say in sum; that of the others. ``local`` removes the same share of every layer, so that layers stay alike
     (with width and heads in ``parts`` a tower then opens with transformers); ``isomorphic`` ranks parts with others of the
     same shape, and removes the same share of each such group."""
+    reconstruct: bool | None = None
+    """Whether the layers that take what is left get new weights, by least squares on training examples, that give what they
+    gave of all. Of use most where no training follows. The usual is yes where importance is by data."""
     round_to: Annotated[int, Field(ge=1)] | None = None
     """Widths become multiples of this: of 8, or of 32 for a goal of time, where none is given."""
     steps: int = Field(1, ge=1, le=10)
@@ -200,20 +195,17 @@ class Prune(Stage):
         return joined(facts)
 
     def _cut(self, given: StageInput, source: Model, output: Path, step: int) -> dict[str, Any]:
+        weighing = Weighing(self, given, source)
         if self.goal.on is None:
-            model = source.family.load(source.folder)
-            budget = self._budget(given, model, None, step)
-            score, senses = self._score(given, source), self._senses(given, source)
-            return self._cut_once(given, source, model, budget, score, senses, None, output)
+            budget = self._budget(given, source.family.load(source.folder), None, step)
+            return self._cut_once(given, source, budget, weighing, None, output)
         from mmcompress.stages._aiming import Clock, aim, with_times
 
         times = self._times(given, source)
         budget = self._budget(given, source.family.load(source.folder), times, step)
-        score, senses = self._score(given, source), self._senses(given, source)
 
         def cut(asked: Budget, folder: Path) -> Mapping[str, Any]:
-            model = source.family.load(source.folder)
-            return self._cut_once(given, source, model, asked, score, senses, times.prices, folder)
+            return self._cut_once(given, source, asked, weighing, times.prices, folder, refit=False)
 
         work = given.work / f"aiming-{step}"
         towers = {tower: facts["graph"] for tower, facts in times.table["towers"].items()}
@@ -224,91 +216,41 @@ class Prune(Stage):
             return clock(folder)
 
         found = aim(budget, cut, timed, work)
-        shutil.copytree(found.folder, output, dirs_exist_ok=True)
         shutil.rmtree(work)
+        facts = self._cut_once(given, source, found.asked, weighing, times.prices, output)
         write_json(output / TIMES, times.table)
-        return with_times(found, budget)
+        return with_times(replace(found, facts=facts), budget)
 
     def _cut_once(
         self,
         given: StageInput,
         source: Model,
-        model: nn.Module,
         budget: Budget,
-        score: Score,
-        senses: Senses | None,
+        weighing: Weighing,
         prices: Callable[[Found], Prices] | None,
         output: Path,
+        *,
+        refit: bool = True,
     ) -> dict[str, Any]:
+        """Cut the source once; without ``refit`` for its shapes alone, which are what times depend on."""
         given.progress("tracing what hangs together", 0, 0)
-        ranking = self._ranking
+        model = source.family.load(source.folder)
         facts = prune_model(
             source.family,
             model,
             budget,
-            lambda blocks: score(model, blocks),
+            lambda blocks: weighing.scores(model, blocks),
             parts=self.parts,
-            relative=self.importance not in ("taylor", "obd"),
-            ranking="global" if ranking == "measured" else ranking,
+            relative=weighing.relative,
+            ranking=weighing.ranking,
             round_to=self.round_to or (ROUND_TO if prices is None else ROUND_TO_FOR_TIME),
             prices=prices,
-            sense=None if senses is None else senses(model),
+            sense=weighing.sense(model),
+            refit=weighing.refit(model) if refit else None,
         )
         source.family.save(model, source.folder, output)
         write_readme(source.family.component_name(), output)
         return facts
-
-    def _score(self, given: StageInput, source: Model) -> Score:
-        """Importance, measured at the first cut: those that correct it cut the same model."""
-        kept: list[Scores] = []
-
-        def score(model: nn.Module, blocks: Sequence[Block]) -> Scores:
-            if not kept:
-                given.progress(f"ranking by {self.importance}", 0, 0)
-                kept.append(self._scores(given, source, model, blocks))
-            return kept[0]
-
-        return score
-
-    @property
-    def _ranking(self) -> Ranking | Literal["measured"]:
-        return self.ranking or ("measured" if self.importance in BY_DATA else "global")
-
-    def _senses(self, given: StageInput, source: Model) -> Senses | None:
-        """Sensitivity, measured at the first cut likewise; None where sums of importance decide."""
-        if self._ranking != "measured":
-            return None
-        kept: dict[str, Tower] = {}
-
-        def senses(model: nn.Module) -> Sense:
-            def sense(tower: Tower, scores: Scores) -> Tower:
-                if tower.name not in kept:
-                    kept[tower.name] = self._sensed(given, source, model, tower, scores)
-                return kept[tower.name]
-
-            return sense
-
-        return senses
-
-    def _sensed(self, given: StageInput, source: Model, model: nn.Module, tower: Tower, scores: Scores) -> Tower:
-        from mmcompress.stages._importance import batches
-        from mmcompress.stages._sensitivity import Outputs, measured
-
-        needs_examples(given.train, "ranking: measured", "global")
-        drawn = drawn_indices(given.train, min(self.samples, SENSED), given.seed)
-        processor = source.family.processor(source.folder)
-        seen = list(batches(source.family, processor, given.train, drawn, self.batch_size))
-
-        def told(done: int, of: int) -> None:
-            given.progress(f"masking parts of {tower.name}", done, of)
-
-        return measured(tower, scores, Outputs(source.family, model, seen), told)
-
-    def _scores(self, given: StageInput, source: Model, model: nn.Module, blocks: Sequence[Block]) -> Scores:
-        if self.importance in BY_DATA:
-            drawn = (self.samples, self.batch_size, given.seed)
-            return rank_by_task(source, model, given.train, blocks, self.importance, *drawn)
-        return rank_by_weights(model, blocks, self.importance, given.seed)
 
     def _budget(self, given: StageInput, model: nn.Module, times: Times | None, step: int) -> Budget:
         """What to keep in a step: equal ratios of the way from the first model to the goal."""
@@ -362,50 +304,3 @@ def joined(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "notes": [note for step in facts for note in step["notes"]],
         "steps": [dict(step) for step in facts],
     }
-
-
-def rank_by_task(
-    source: Model,
-    model: nn.Module,
-    train: Examples,
-    blocks: Sequence[Block],
-    importance: Importance,
-    samples: int,
-    batch_size: int,
-    seed: int,
-) -> Scores:
-    """Importance by the family's own loss or activations; the examples are drawn by the seed."""
-    from mmcompress.stages import _importance
-
-    needs_examples(train, f"importance: {importance}", "magnitude")
-    indices = drawn_indices(train, samples, seed)
-    processor = source.family.processor(source.folder)
-    losses = _importance.task_losses(source.family, model, processor, train, indices, batch_size)
-    if importance == "activation":
-        return _importance.activation(blocks, model, losses)
-    return (_importance.obd if importance == "obd" else _importance.taylor)(blocks, model, losses)
-
-
-def needs_examples(train: Examples, what: str, instead: str) -> None:
-    """Refuse what looks at training examples where there are none.
-
-    Raises:
-        StageError: there are fewer than two.
-    """
-    if len(train) < 2:
-        raise StageError(f"prune: {what} needs training examples\n  Give data.train, or take {instead}.")
-
-
-def drawn_indices(train: Examples, count: int, seed: int) -> list[int]:
-    """As many training examples as that, or all; the same for the same seed, and the first of more."""
-    return [int(index) for index in np.random.default_rng(seed).permutation(len(train))[:count]]
-
-
-def rank_by_weights(model: nn.Module, blocks: Sequence[Block], importance: Importance, seed: int) -> Scores:
-    """Importance without data."""
-    from mmcompress.stages._importance import magnitude, uniform
-
-    return magnitude(model, blocks) if importance == "magnitude" else uniform(blocks, seed)
-
-
-__all__ = ["Budget", "Goal", "Prune", "prune_model"]

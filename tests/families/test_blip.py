@@ -20,7 +20,8 @@ from mmcompress.families import PADDING, FromTeacher
 from mmcompress.families._blip_processing import most_frequent
 from mmcompress.families.blip import Blip
 from mmcompress.runtimes.torch import TorchSession
-from mmcompress.stages.prune import Budget, prune_model, rank_by_weights
+from mmcompress.stages._cutting import Budget, prune_model
+from mmcompress.stages._weighing import rank_by_weights
 
 TASKS = ("caption", "vqa", "match", "retrieval", "pretrained")
 QUESTION = "what color is the left side"

@@ -19,7 +19,8 @@ from mmcompress.families import PADDING, FromTeacher
 from mmcompress.families._targets import IGNORED
 from mmcompress.families.captioner import Captioner
 from mmcompress.runtimes.torch import TorchSession
-from mmcompress.stages.prune import Budget, prune_model, rank_by_weights
+from mmcompress.stages._cutting import Budget, prune_model
+from mmcompress.stages._weighing import rank_by_weights
 
 KINDS = ("gpt2", "bert")
 

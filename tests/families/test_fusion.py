@@ -20,7 +20,8 @@ from mmcompress.families import FromTeacher
 from mmcompress.families._fusion_encoder_modules import Standardise
 from mmcompress.families.fusion import Fusion
 from mmcompress.runtimes.torch import open_model
-from mmcompress.stages.prune import Budget, prune_model, rank_by_weights
+from mmcompress.stages._cutting import Budget, prune_model
+from mmcompress.stages._weighing import rank_by_weights
 
 unit = pytest.mark.unit
 torch.set_num_threads(1)

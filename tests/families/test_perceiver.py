@@ -21,7 +21,8 @@ from mmcompress._sound import Sound
 from mmcompress.errors import InputError, UsageError
 from mmcompress.families import FromTeacher
 from mmcompress.families.perceiver import Perceiver
-from mmcompress.stages.prune import Budget, prune_model, rank_by_weights
+from mmcompress.stages._cutting import Budget, prune_model
+from mmcompress.stages._weighing import rank_by_weights
 
 SIDE, RATE, SAMPLES, PATCH = 16, 4_000, 240, 16
 PICTURES = ("Learned", "Fourier", "ConvProcessing")

@@ -18,7 +18,7 @@ from mmcompress.families._structure import (
     write_structure,
 )
 from mmcompress.families.clip import Clip
-from mmcompress.stages.prune import Budget, prune_model
+from mmcompress.stages._cutting import Budget, prune_model
 
 torch = pytest.importorskip("torch")
 from tiny_clip import clip_config, siglip_config, write_checkpoint  # noqa: E402

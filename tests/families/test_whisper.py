@@ -18,8 +18,9 @@ from mmcompress.errors import InputError, UsageError
 from mmcompress.families import PADDING, Feeds, FromTeacher
 from mmcompress.families.whisper import Whisper
 from mmcompress.runtimes.torch import open_model
+from mmcompress.stages._cutting import Budget, prune_model
 from mmcompress.stages._pruning import Dependencies
-from mmcompress.stages.prune import Budget, prune_model, rank_by_weights
+from mmcompress.stages._weighing import rank_by_weights
 
 torch.set_num_threads(1)
 LIVELY = {"init_std": 0.4}

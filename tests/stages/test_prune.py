@@ -18,10 +18,11 @@ from mmcompress.errors import InputError, StageError
 from mmcompress.families import Prunable
 from mmcompress.families.clip import Clip
 from mmcompress.stages import Model, StageInput
+from mmcompress.stages._cutting import Budget, prune_model
 from mmcompress.stages._importance import uniform
 from mmcompress.stages._prices import count
 from mmcompress.stages._pruning import Dependencies
-from mmcompress.stages.prune import Budget, Prune, prune_model
+from mmcompress.stages.prune import Prune
 
 torch = pytest.importorskip("torch")
 from pruned_clip import WORDS, write_small_clip  # noqa: E402
@@ -62,7 +63,9 @@ class Pairs:
 
     def __getitem__(self, index: int) -> Example:
         pixels = np.random.default_rng(index).integers(0, 255, (16, 16, 3), dtype=np.uint8)
-        return Example(str(index), {"image": Image.fromarray(pixels), "texts": (f"{WORDS[index]} circle", "star")})
+        return Example(
+            str(index), {"image": Image.fromarray(pixels), "texts": (f"{WORDS[index % len(WORDS)]} circle", "star")}
+        )
 
 
 def given(family, source: Path, tmp_path: Path, train=None) -> StageInput:
@@ -340,7 +343,11 @@ def test_taylor_without_examples_is_refused(family, folder, tmp_path):
     one = Pairs(ids=("0",))
     with pytest.raises(StageError, match="taylor needs training examples"):
         Prune(goal={"macs": 0.5}).run(given(family, folder, tmp_path, train=one))
-    Prune(goal={"macs": 0.5}, importance="magnitude").run(given(family, folder, tmp_path, train=one))
+    by_weights = Prune(goal={"macs": 0.5}, importance="magnitude")
+    by_weights.run(given(family, folder, tmp_path, train=one))
+    for field, value in (("ranking", "measured"), ("reconstruct", True)):
+        with pytest.raises(StageError, match=f"{field}: .* needs training examples"):
+            by_weights.model_copy(update={field: value}).run(given(family, folder, tmp_path, train=one))
 
 
 @unit

@@ -57,7 +57,7 @@ def test_what_the_table_does_not_know_is_made_up_for(takes, tmp_path):
 def test_the_nearest_cut_stays_where_the_goal_is_out_of_reach(tmp_path):
     machine = Machine(lambda share: 10 * (0.4 + 0.6 * share), least=300)
     found = aim(BUDGET, machine.cut, machine.clock, tmp_path)
-    left = int((found.folder / "left").read_text())
+    left = found.facts["blocks"]["units"][1]
     assert left == min(round(1000 * asked) for asked in machine.asked if round(1000 * asked) >= 300)
     assert len(machine.asked) <= CUTS
     (_, note) = with_times(found, BUDGET)["notes"]

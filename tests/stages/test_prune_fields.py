@@ -51,7 +51,8 @@ def test_dump_and_load_are_equal_and_every_field_is_in_the_key():
         "importance": "random",
         "samples": 8,
         "batch_size": 2,
-        "ranking": "global",
+        "ranking": "measured",
+        "reconstruct": False,
         "round_to": 1,
     }
     keys = {component.digest_json(stage.identity())}
