@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,31 +46,49 @@ def uniform(blocks: Sequence[Block], seed: int) -> Scores:
 
 
 def taylor(blocks: Sequence[Block], model: nn.Module, losses: Iterable[Tensor]) -> Scores:
-    """The first-order change of the loss when a group is masked to zero, as an absolute value, mean over batches.
+    """The first-order change of the loss when a group is masked to zero, as an absolute value per example, mean over batches.
 
-    Masking a group is setting the columns W_g of the layers that take it to zero, so the change is the absolute value of
-    sum(W_g * dL/dW_g): Michel et al., arXiv:1905.10650, equation 2, with batches for examples, since contrastive losses
-    have no value for one example. Gradients are taken of these columns alone and left nowhere.
+    Masking a group takes its channels a_g from the layers that take them, so the change is that of sum(a_g * dL/da_g) over
+    an example's tokens: Michel et al., arXiv:1905.10650, equation 2. Examples of a batch are told apart by the first axis of
+    activations (of films, frames are); what one of them changes is a change of the loss of all, which contrastive losses
+    are. No gradient is left anywhere.
 
     Args:
         blocks: The blocks to score.
         model: The model whose losses these are.
-        losses: One scalar per batch, each with its graph; consumed one by one.
+        losses: One scalar per batch, each with its graph; the model is run when the next is asked for.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: there is no batch, or the model was run before.
     """
     import torch
 
     totals = {block.name: torch.zeros(block.groups, dtype=torch.float64) for block in blocks}
     batches = 0
-    for gradients in _gradients(blocks, model, losses):
-        for block in blocks:
-            change = torch.zeros(block.groups, dtype=torch.float64)
-            for _, axis, weight, gradient in _masks(block, model, gradients):
-                change += _per_group(_over_others(weight * gradient, axis), block)
-            totals[block.name] += change.abs()
-        batches += 1
+    seen: dict[str, list[Tensor]] = {}
+
+    def keep(name: str, values: Tensor) -> None:
+        seen.setdefault(name, []).append(values)
+
+    with _activations(blocks, model, keep):
+        for loss in losses:
+            flat = [(name, values) for name, some in seen.items() for values in some if values.requires_grad]
+            if not flat:
+                raise ValueError("losses were computed before they were asked for, or depend on no activation")
+            gradients = torch.autograd.grad(loss, [values for _, values in flat], allow_unused=True)
+            changes: dict[str, dict[int, Tensor]] = {}
+            for (name, values), gradient in zip(flat, gradients, strict=True):
+                if gradient is not None:
+                    product = (values.detach() * gradient).double()
+                    change = product.reshape(len(product), -1, product.shape[-1]).sum(dim=1)
+                    of_block = changes.setdefault(name, {})
+                    of_block[len(change)] = of_block.get(len(change), 0) + change
+            for block in blocks:
+                for change in changes.get(block.name, {}).values():
+                    grouped = change.view(len(change), block.groups, block.size).sum(dim=2)
+                    totals[block.name] += grouped.abs().sum(dim=0)
+            seen.clear()
+            batches += 1
     if batches == 0:
         raise ValueError("no batch to take gradients of")
     return {name: (total / batches).tolist() for name, total in totals.items()}
@@ -111,30 +130,46 @@ def activation(blocks: Sequence[Block], model: nn.Module, losses: Iterable[Tenso
 
     sums = {block.name: torch.zeros(block.groups, dtype=torch.float64) for block in blocks}
     counts = dict.fromkeys(sums, 0)
+    by_name = {block.name: block for block in blocks}
 
-    def listen(block: Block) -> Callable[..., None]:
-        def hook(module: nn.Module, given: tuple[Tensor, ...], made: Tensor | None = None) -> None:
-            values = (given[0] if made is None else made).detach()
-            squares = values.reshape(-1, values.shape[-1]).double().square()
-            sums[block.name] += _per_group(squares.sum(dim=0), block)
-            counts[block.name] += len(squares)
+    def add(name: str, values: Tensor) -> None:
+        squares = values.detach().reshape(-1, values.shape[-1]).double().square()
+        sums[name] += _per_group(squares.sum(dim=0), by_name[name])
+        counts[name] += len(squares)
 
-        return hook
+    with _activations(blocks, model, add):
+        batches = sum(1 for _ in losses)
+    if batches == 0:
+        raise ValueError("no batch to run")
+    return {name: _relative((total / max(1, counts[name])).sqrt().tolist()) for name, total in sums.items()}
+
+
+@contextmanager
+def _activations(blocks: Sequence[Block], model: nn.Module, hear: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """While a model runs, each block's name with its activations, [..., channels]: what the layers that take them are given.
+
+    Of queries and keys, what the query layer gives.
+    """
+
+    def taken(name: str) -> Callable[..., None]:
+        return lambda module, given: hear(name, given[0])
+
+    def made(name: str) -> Callable[..., None]:
+        return lambda module, given, made: hear(name, made)
 
     handles = []
     for block in blocks:
         if block.consumers:
-            handles += [model.get_submodule(n).register_forward_pre_hook(listen(block)) for n in block.consumers]
+            layers = [model.get_submodule(name) for name in block.consumers]
+            handles += [layer.register_forward_pre_hook(taken(block.name)) for layer in layers]
         else:
-            handles.append(model.get_submodule(block.producers[0]).register_forward_hook(listen(block)))
+            layer = model.get_submodule(block.producers[0])
+            handles.append(layer.register_forward_hook(made(block.name)))
     try:
-        batches = sum(1 for _ in losses)
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    if batches == 0:
-        raise ValueError("no batch to run")
-    return {name: _relative((total / max(1, counts[name])).sqrt().tolist()) for name, total in sums.items()}
 
 
 def _gradients(

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 SHARES = (0.25, 0.5, 0.7, 0.85, 0.95, 1.0)
 """Of what may go of a block. The last units are missed most, so the steps grow smaller towards the end."""
+FEW = 8
+"""Of so few options, such as a number of heads, every one is measured."""
 Zeros = Iterable[tuple[str, int, Sequence[int]]]
 """A parameter, an axis of it, and what is zero along it."""
 Told = Callable[[int, int], None]
@@ -90,7 +92,9 @@ def measured(tower: Tower, scores: Scores, outputs: Outputs, told: Told = silent
 def _steps(whole: int, left: Sequence[int]) -> list[int]:
     """How many groups to mask, by growing numbers, for the counts that may be left, of which the first is all."""
     options = [whole - count for count in left[1:]]
-    return sorted({options[max(0, round(share * len(options)) - 1)] for share in SHARES}) if options else []
+    if len(options) <= FEW:
+        return options
+    return sorted({options[max(0, round(share * len(options)) - 1)] for share in SHARES})
 
 
 def curve(importance: Floats, found: Mapping[int, float]) -> Floats:

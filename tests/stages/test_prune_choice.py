@@ -69,12 +69,22 @@ def test_taylor_by_hand():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_what_examples_of_a_batch_change_does_not_cancel():
+    # L = y1 - y2, so masking unit 1 changes it by -3 x1 + 3 x2, which is nothing where both are 1.
+    model = Two()
+    losses = (torch.tensor([1.0, -1.0]) @ model(x) for x in [torch.ones(2, 1)])
+    assert taylor([UNITS], model, (loss.sum() for loss in losses)) == {"units": [pytest.approx(6), pytest.approx(4)]}
+
+
 def test_taylor_of_a_head_adds_its_channels_with_their_signs():
     model = Two()
     head = dataclasses.replace(UNITS, prunable=Prunable("units", "tower", "first", 1), groups=1)
-    assert taylor([head], model, [model(torch.tensor([[1.0]])).square().sum() / 2]) == {"units": [pytest.approx(1.0)]}
+    losses = (model(x).square().sum() / 2 for x in [torch.tensor([[1.0]])])
+    assert taylor([head], model, losses) == {"units": [pytest.approx(1.0)]}
     with pytest.raises(ValueError, match="no batch"):
         taylor([head], model, [])
+    with pytest.raises(ValueError, match="before they were asked for"):
+        taylor([head], model, [model(torch.tensor([[1.0]])).sum()])
 
 
 def test_magnitude_by_hand():

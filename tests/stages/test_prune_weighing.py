@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from mmcompress.families import Prunable
 from mmcompress.families.clip import Clip
 from mmcompress.stages import Model, StageInput
 from mmcompress.stages._choice import Plan, Tower, cumulated
+from mmcompress.stages._importance import encode
 from mmcompress.stages._pruning import Block, Dependencies, Layer
 from mmcompress.stages._reconstruction import RIDGE, reconstruct
 from mmcompress.stages._removing import Found
@@ -163,12 +163,10 @@ def test_a_reconstructed_model_stays_nearer_to_the_whole_one(fields, folder, tmp
 
 
 def _distance(family, whole, cut) -> float:
-    """Mean squared distance of the embeddings of pictures that nothing was fitted on."""
-    chance = np.random.default_rng(99)
-    pixels = torch.from_numpy(chance.normal(size=(64, 3, 16, 16)).astype(np.float32))
+    """Mean squared distance of the embeddings of pictures of the same kind, which nothing was fitted on."""
+    others = [Pairs()[index].values for index in range(1000, 1064)]
+    batch = encode(family, family.processor(whole), others)
+    want = frozenset({"vision.embeds"})
     with torch.no_grad():
-        one, other = (
-            family.outputs(family.load(place), {"pixel_values": pixels}, frozenset({"vision.embeds"}))["vision.embeds"]
-            for place in (whole, cut)
-        )
+        one, other = (family.outputs(family.load(place), batch, want)["vision.embeds"] for place in (whole, cut))
     return float((one - other).square().sum(dim=1).mean())
