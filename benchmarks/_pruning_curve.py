@@ -34,7 +34,11 @@ BASE = Path(__file__).parent / "pruning" / "curve.yaml"
 IMPORTANCES = ("taylor", "magnitude", "random")
 SHARES = (0.75, 0.55, 0.4, 0.25, 0.15)
 SPEEDUPS = (1.3, 1.8, 2.4, 3.0, 4.0)
+WEIGHED = {"samples": 2048, "batch_size": 256}
 RECOVER = {"losses": ["feature_mse"], "steps": 250, "batch_size": 256, "learning_rate": 1e-3}
+ORDER = "random order"
+AGAINST = {"random": 0.0, ORDER: None}
+"""What Taylor is compared with, and the goal: cuts by no data at all, and those that differ in the order of groups alone."""
 THREADS, PROCESSES, ROUNDS = 2, 8, 24
 GRAPH = "vision_model"
 METRIC, MEAN = "recall_at_1", {"direction": "mean"}
@@ -49,11 +53,13 @@ class Cut:
     value: float
     layers: bool = False
     """Whether whole layers may go beside heads and feed-forward units."""
+    measured: bool = False
+    """Whether an importance without data is ranked by measured sensitivity and reconstructed, as one by data is."""
 
     @property
     def series(self) -> str:
         """The cuts that differ in the goal's value alone."""
-        return f"{self.importance}_{self.term}{'_or_layers' if self.layers else ''}"
+        return f"{self.importance}_{'measured_' * self.measured}{self.term}{'_or_layers' * self.layers}"
 
     @property
     def name(self) -> str:
@@ -66,12 +72,14 @@ class Cut:
         if self.term == "speedup":
             goal |= {"on": "onnxruntime", "threads": THREADS}
         parts = ["heads", "feed_forward", *(["layers"] if self.layers else [])]
-        rest = {"towers": {"text": 1.0}, "importance": self.importance, "recover": RECOVER}
-        return {"prune": {"goal": goal, "parts": parts, **rest}}
+        rest = {"towers": {"text": 1.0}, "importance": self.importance, **WEIGHED, "recover": RECOVER}
+        measured = {"ranking": "measured", "reconstruct": True} if self.measured else {}
+        return {"prune": {"goal": goal, "parts": parts, **rest, **measured}}
 
 
 CUTS = (
     *(Cut(importance, "macs", share) for importance in IMPORTANCES for share in SHARES),
+    *(Cut("random", "macs", share, measured=True) for share in SHARES),
     *(Cut("taylor", term, share, layers=True) for term in ("macs", "parameters") for share in SHARES),
     *(Cut("taylor", "speedup", times, layers=True) for times in SPEEDUPS),
 )
@@ -108,13 +116,12 @@ def curve(quick: bool, work: Path) -> tuple[list[Claim], dict[str, Any]]:
             claim(f"{cut.name}: times as fast", fast[cut.name]),
         ]
     for share in SHARES:
-        taylor, chance = (Cut(importance, "macs", share) for importance in ("taylor", "random"))
-        above = [a - b for a, b in zip(_scores(report, taylor), _scores(report, chance), strict=True)]
-        claims.append(
-            claim(
-                f"at {share} of the MACs, paired: Taylor above random", _mean(report, taylor, above), 0.0, better=True
-            )
-        )
+        taylor = Cut("taylor", "macs", share)
+        for other, goal in AGAINST.items():
+            chance = Cut("random", "macs", share, measured=other == ORDER)
+            above = [a - b for a, b in zip(_scores(report, taylor), _scores(report, chance), strict=True)]
+            name = f"at {share} of the MACs, paired: Taylor above {other}"
+            claims.append(claim(name, _mean(report, taylor, above), goal, better=True))
     curves = {
         term: Curve.of([c for c in CUTS if c.series == f"taylor_{term}_or_layers"], report, seconds)
         for term in ("speedup", "macs", "parameters")

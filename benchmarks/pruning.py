@@ -7,7 +7,7 @@ there is found by a second call. The parts, all measured without ``--only``, and
 
 - ``time``: times by the table against the clock, on the shapes of ViT-B/32 (half an hour)
 - ``scenes``: the scenes teacher at a quarter of its multiply-accumulates, three seeds (an hour)
-- ``curve``: quality over time of 30 cuts, by importance and by the goal's term (an hour)
+- ``curve``: quality over time of 35 cuts, by importance and by the goal's term (an hour)
 - ``drawings``: a quarter of the multiply-accumulates of a teacher of emoji, in three cuts (a quarter of an hour)
 
 All of them time graphs in the end and need a quiet machine for that; trainings do not. ``--quick`` shows that everything runs.
