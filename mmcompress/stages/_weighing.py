@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -112,6 +112,26 @@ class Weighing:
             return self._towers[tower.name]
 
         return sense
+
+    def facts(self) -> dict[str, Any]:
+        """What was measured: per block pairs of the groups that are left and how far the outputs move then; and per layer."""
+        if not self._towers:
+            return {}
+        towers = self._towers.values()
+        blocks = {
+            block.name: [
+                [left, float(tower.losses[block.name][block.groups - left])] for left in tower.counts[block.name]
+            ]
+            for tower in towers
+            for block in tower.blocks
+            if len(tower.counts[block.name]) > 1
+        }
+        layers = {
+            f"{layer.stack}.{layer.index}": loss
+            for tower in towers
+            for layer, loss in (tower.layer_losses or {}).items()
+        }
+        return {"sensitivity": {"blocks": blocks, **({"layers": layers} if layers else {})}}
 
     def refit(self, model: nn.Module) -> Refit | None:
         """What makes up for what goes in the weights of what stays; None where these stay as they are.

@@ -250,7 +250,7 @@ class Prune(Stage):
         )
         source.family.save(model, source.folder, output)
         write_readme(source.family.component_name(), output)
-        return facts
+        return {**facts, **weighing.facts()}
 
     def _budget(self, given: StageInput, model: nn.Module, times: Times | None, step: int) -> Budget:
         """What to keep in a step: equal ratios of the way from the first model to the goal."""

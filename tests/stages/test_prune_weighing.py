@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,21 @@ class Holding(Dependencies):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return write_small_clip(tmp_path_factory.mktemp("model"))
+
+
+def test_what_was_measured_is_told(folder, tmp_path):
+    given = StageInput(
+        Model(Clip(path=folder), folder), None, Pairs(), None, 0, tmp_path / "output", tmp_path, tmp_path
+    )
+    stage = Prune(goal={"macs": 0.7}, towers={"text": 1.0}, parts=("heads", "layers"))
+    told = stage.run(given)["sensitivity"]
+    assert set(told["blocks"]) == {f"vision.layers.{index}.attention" for index in range(3)}
+    assert set(told["layers"]) == {f"vision_model.encoder.layers.{index}" for index in range(3)}
+    for points in told["blocks"].values():
+        left, moved = zip(*points, strict=True)
+        assert left == tuple(range(8, 0, -1)) and moved[0] == 0.0 < moved[-1] and sorted(moved) == list(moved)
+    by_weights = Prune(goal={"macs": 0.7}, importance="random").run(replace(given, output=tmp_path / "other"))
+    assert "sensitivity" not in by_weights
 
 
 @pytest.mark.parametrize(
