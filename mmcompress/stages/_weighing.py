@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmcompress.stages._importance import Scores
     from mmcompress.stages._removing import Found
     from mmcompress.stages._sensitivity import Batches, Outputs, Told
+    from mmcompress.stages.prune import Prune
 
 Importance = Literal["taylor", "obd", "magnitude", "activation", "random"]
 BY_DATA = ("taylor", "obd", "activation")
@@ -27,40 +28,11 @@ SENSED = 128
 """Training examples, at most, that sensitivity is measured on: each is seen with every mask."""
 
 
-class Asked(Protocol):
-    """The fields of the prune stage that say how."""
-
-    @property
-    def importance(self) -> Importance:
-        """What ranks the groups of a block."""
-        ...
-
-    @property
-    def ranking(self) -> Ranking | Literal["measured"] | None:
-        """What shares a cut among blocks."""
-        ...
-
-    @property
-    def reconstruct(self) -> bool | None:
-        """Whether weights are fitted anew."""
-        ...
-
-    @property
-    def samples(self) -> int:
-        """Training examples."""
-        ...
-
-    @property
-    def batch_size(self) -> int:
-        """Examples per forward pass."""
-        ...
-
-
 class Weighing:
     """Weighs the parts of one model. Importance and sensitivity are kept: cuts that correct a first one cut the same model."""
 
-    def __init__(self, asked: Asked, given: StageInput, source: Model) -> None:
-        """``source`` is the model that is cut, as often as it takes, each time loaded anew."""
+    def __init__(self, asked: Prune, given: StageInput, source: Model) -> None:
+        """By the fields of ``asked``; ``source`` is the model that is cut, as often as it takes, each time loaded anew."""
         self._asked, self._given, self._source = asked, given, source
         self._scores: Scores | None = None
         self._towers: dict[str, Tower] = {}
