@@ -23,6 +23,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +113,26 @@ def drop_layers(model: nn.Module, stack: str, kept: Sequence[int]) -> None:
                     setattr(module, name, place)
     owner, _, attribute = stack.rpartition(".")
     setattr(model.get_submodule(owner), attribute, after)
+
+
+@contextmanager
+def layers_dropped(model: nn.Module, stack: str, kept: Sequence[int]) -> Iterator[None]:
+    """:func:`drop_layers` for a while; modules that are named below the stack have other names meanwhile."""
+    before = model.get_submodule(stack)
+    places = [
+        (module, name, getattr(module, name))
+        for module in before.modules()
+        for name in PLACES
+        if type(getattr(module, name, None)) is int
+    ]
+    drop_layers(model, stack, kept)
+    try:
+        yield
+    finally:
+        owner, _, attribute = stack.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, before)
+        for module, name, place in places:
+            setattr(module, name, place)
 
 
 def _kept_layers(model: nn.Module, reference: nn.Module) -> dict[str, JSON]:

@@ -35,12 +35,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Tower:
-    """What a choice is made from. Losses are sums of importance, in one unit for all of them."""
+    """What a choice is made from. Losses are sums of importance, or measured (:mod:`._sensitivity`): one unit for all."""
 
     name: str
     blocks: tuple[Block, ...]
     losses: Mapping[str, NDArray[np.float64]]
-    """Per block, the importance lost when its k least important groups go, [groups + 1]."""
+    """Per block, what is lost when its k least important groups go, [groups + 1]."""
     counts: Mapping[str, tuple[int, ...]]
     """Per block, how many groups may be left, falling; the first is all of them."""
     size_losses: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)

@@ -34,7 +34,7 @@ def magnitude(model: nn.Module, blocks: Sequence[Block]) -> Scores:
             for name in block.producers:
                 squares += _per_group(_weight(model, name).double().square().sum(dim=1), block)
             for name in block.consumers:
-                squares += _per_group(_weight(model, name).double().square().sum(dim=0), block)
+                squares += _per_group(_weight(model, name)[:, block.columns(name)].double().square().sum(dim=0), block)
             scores[block.name] = _relative(squares.sqrt().tolist())
     return scores
 
@@ -49,7 +49,7 @@ def taylor(blocks: Sequence[Block], model: nn.Module, losses: Iterable[Tensor]) 
     """The first-order change of the loss when a group is masked to zero, as an absolute value per example, mean over batches.
 
     Masking a group takes its channels a_g from the layers that take them, so the change is that of sum(a_g * dL/da_g) over
-    an example's tokens: Michel et al., arXiv:1905.10650, equation 2. Examples of a batch are told apart by the first axis of
+    an example's tokens and these layers, where dL/da_g is by way of the layer alone: Michel et al., arXiv:1905.10650, equation 2. Examples of a batch are told apart by the first axis of
     activations (of films, frames are); what one of them changes is a change of the loss of all, which contrastive losses
     are. No gradient is left anywhere.
 
@@ -65,28 +65,25 @@ def taylor(blocks: Sequence[Block], model: nn.Module, losses: Iterable[Tensor]) 
 
     totals = {block.name: torch.zeros(block.groups, dtype=torch.float64) for block in blocks}
     batches = 0
-    seen: dict[str, list[Tensor]] = {}
+    seen: list[tuple[Block, Tensor]] = []
 
-    def keep(name: str, values: Tensor) -> None:
-        seen.setdefault(name, []).append(values)
+    def keep(block: Block, values: Tensor) -> None:
+        seen.append((block, values))
 
     with _activations(blocks, model, keep):
         for loss in losses:
-            flat = [(name, values) for name, some in seen.items() for values in some if values.requires_grad]
-            if not flat:
+            if not seen:
                 raise ValueError("losses were computed before they were asked for, or depend on no activation")
-            gradients = torch.autograd.grad(loss, [values for _, values in flat], allow_unused=True)
-            changes: dict[str, dict[int, Tensor]] = {}
-            for (name, values), gradient in zip(flat, gradients, strict=True):
+            gradients = torch.autograd.grad(loss, [values for _, values in seen], allow_unused=True)
+            changes: dict[tuple[str, int], Tensor] = {}
+            for (block, values), gradient in zip(seen, gradients, strict=True):
                 if gradient is not None:
                     product = (values.detach() * gradient).double()
-                    change = product.reshape(len(product), -1, product.shape[-1]).sum(dim=1)
-                    of_block = changes.setdefault(name, {})
-                    of_block[len(change)] = of_block.get(len(change), 0) + change
-            for block in blocks:
-                for change in changes.get(block.name, {}).values():
-                    grouped = change.view(len(change), block.groups, block.size).sum(dim=2)
-                    totals[block.name] += grouped.abs().sum(dim=0)
+                    change = product.reshape(len(product), -1, block.groups, block.size).sum(dim=(1, 3))
+                    key = block.name, len(change)
+                    changes[key] = changes[key] + change if key in changes else change
+            for (name, _), change in changes.items():
+                totals[name] += change.abs().sum(dim=0)
             seen.clear()
             batches += 1
     if batches == 0:
@@ -130,12 +127,11 @@ def activation(blocks: Sequence[Block], model: nn.Module, losses: Iterable[Tenso
 
     sums = {block.name: torch.zeros(block.groups, dtype=torch.float64) for block in blocks}
     counts = dict.fromkeys(sums, 0)
-    by_name = {block.name: block for block in blocks}
 
-    def add(name: str, values: Tensor) -> None:
+    def add(block: Block, values: Tensor) -> None:
         squares = values.detach().reshape(-1, values.shape[-1]).double().square()
-        sums[name] += _per_group(squares.sum(dim=0), by_name[name])
-        counts[name] += len(squares)
+        sums[block.name] += _per_group(squares.sum(dim=0), block)
+        counts[block.name] += len(squares)
 
     with _activations(blocks, model, add):
         batches = sum(1 for _ in losses)
@@ -145,26 +141,42 @@ def activation(blocks: Sequence[Block], model: nn.Module, losses: Iterable[Tenso
 
 
 @contextmanager
-def _activations(blocks: Sequence[Block], model: nn.Module, hear: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """While a model runs, each block's name with its activations, [..., channels]: what the layers that take them are given.
+def _activations(blocks: Sequence[Block], model: nn.Module, hear: Callable[[Block, Tensor], None]) -> Iterator[None]:
+    """While a model runs, each block with its activations, [..., channels]: what each layer that takes them is given.
 
-    Of queries and keys, what the query layer gives.
+    Of queries and keys, what the query layer gives. What is heard belongs to one layer alone, and so does its gradient.
     """
+    import torch
 
-    def taken(name: str) -> Callable[..., None]:
-        return lambda module, given: hear(name, given[0])
+    def taken(block: Block, columns: slice) -> Callable[..., Any]:
+        def hook(layer: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+            first = given[0]
+            if first.shape[-1] == block.channels:
+                own = first.view_as(first)
+                hear(block, own)
+                return (own, *given[1:])
+            before, after = first[..., : columns.start], first[..., columns.stop :]
+            own = first[..., columns].clone()
+            hear(block, own)
+            return (torch.cat([before, own, after], dim=-1), *given[1:])
 
-    def made(name: str) -> Callable[..., None]:
-        return lambda module, given, made: hear(name, made)
+        return hook
+
+    def made(block: Block) -> Callable[..., Any]:
+        def hook(layer: nn.Module, given: tuple[Any, ...], made: Tensor) -> Tensor:
+            own = made.view_as(made)
+            hear(block, own)
+            return own
+
+        return hook
 
     handles = []
     for block in blocks:
-        if block.consumers:
-            layers = [model.get_submodule(name) for name in block.consumers]
-            handles += [layer.register_forward_pre_hook(taken(block.name)) for layer in layers]
-        else:
-            layer = model.get_submodule(block.producers[0])
-            handles.append(layer.register_forward_hook(made(block.name)))
+        for name in block.consumers:
+            layer = model.get_submodule(name)
+            handles.append(layer.register_forward_pre_hook(taken(block, block.columns(name))))
+        if not block.consumers:
+            handles.append(model.get_submodule(block.producers[0]).register_forward_hook(made(block)))
     try:
         yield
     finally:
@@ -191,7 +203,11 @@ def _masks(
     for name, axis in block.masks:
         gradient = gradients.get(name)
         if gradient is not None:
-            yield name, axis, model.get_parameter(name).detach(), gradient
+            weight = model.get_parameter(name).detach()
+            if not block.masked:
+                columns = block.columns(name.removesuffix(".weight"))
+                weight, gradient = weight[:, columns], gradient[:, columns]
+            yield name, axis, weight, gradient
 
 
 def _over_others(values: Tensor, axis: int) -> Tensor:

@@ -53,6 +53,8 @@ class Block:
     """Number of heads, or of channels."""
     layer: Layer | None = None
     """The layer that holds it and could go whole."""
+    offsets: tuple[int, ...] = ()
+    """Where the channels start among the inputs of each consumer, which may take more beside them; 0 where none are given."""
     masked: tuple[tuple[str, int], ...] = ()
     """Parameters with the axis of the channels: setting these to zero masks a channel (those that there are). The columns
     of the consumers where none are named."""
@@ -61,6 +63,11 @@ class Block:
     def masks(self) -> tuple[tuple[str, int], ...]:
         """:attr:`masked`, or the columns of the consumers."""
         return self.masked or tuple((f"{name}.weight", 1) for name in self.consumers)
+
+    def columns(self, consumer: str) -> slice:
+        """The inputs of a consumer that are the block's channels."""
+        start = dict(zip(self.consumers, self.offsets, strict=False)).get(consumer, 0)
+        return slice(start, start + self.channels)
 
     @property
     def kind(self) -> str:
@@ -105,7 +112,7 @@ class Dependencies:
         if index is None:
             raise StageError(f"prune: {prunable.block}: no graph of the model runs through {prunable.root!r}")
         producers: list[str] = []
-        consumers: list[str] = []
+        consumers: dict[str, int] = {}
         for dependency, channels in self._items(prunable, index, range(root.out_features)):
             module, name = dependency.target.module, self._names.get(dependency.target.module)
             if name is None and not _is_parameter(module):  # an operator between the layers, such as a reshape
@@ -115,7 +122,10 @@ class Dependencies:
                 raise StageError(
                     f"prune: {prunable.block}: cutting {prunable.root} would also cut {name or 'a parameter'}"
                 )
-            (producers if makes else consumers).append(str(name))
+            if makes:
+                producers.append(str(name))
+            else:
+                consumers.setdefault(str(name), min(map(int, channels)))
         lost = {prunable.root, *prunable.together} - set(producers)
         if lost or not consumers:
             raise StageError(f"prune: {prunable.block}: matched nothing that takes the channels of {prunable.root}")
@@ -123,7 +133,8 @@ class Dependencies:
         if root.out_features % groups:
             raise StageError(f"prune: {prunable.block}: {groups} heads do not divide {root.out_features} channels")
         layer = layer_of(self.model, prunable.root)
-        return Block(prunable, index, tuple(producers), tuple(consumers), root.out_features, groups, layer)
+        offsets = tuple(consumers.values())
+        return Block(prunable, index, tuple(producers), tuple(consumers), root.out_features, groups, layer, offsets)
 
     def width(self, tower: str) -> Block | None:
         """The model width of a tower: the channels of its residual stream, with all that makes and takes them.

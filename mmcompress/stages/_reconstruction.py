@@ -8,79 +8,99 @@ errors do not pile up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmcompress.stages._choice import Plan
 from mmcompress.stages._pruning import Block
 from mmcompress.stages._removing import Found, least_of
-from mmcompress.stages._sensitivity import Outputs, Told, narrower, silent, without, zero
+from mmcompress.stages._sensitivity import (
+    Progress,
+    TaskOutputs,
+    head_width_mask,
+    mask_parameters,
+    silent,
+    without_layers,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mmcompress.stages._importance import Scores
-    from mmcompress.stages._sensitivity import Batches
+    from mmcompress.stages._sensitivity import Batch
 
 ROWS = 8192
-"""Tokens that a layer is fitted on: some times as many as it has inputs."""
+"""Tokens that a layer is fitted on at least, where the examples have as many."""
+EXAMPLES = 128
+"""Examples that they are taken from at least, evenly from each batch: those of one hour-long sound would tell little."""
 RIDGE = 0.01
 """How strongly weights are drawn to what they were, in mean squares of an input: what the tokens do not tell stays."""
 
 
 def reconstruct(
-    found: Found, plans: Mapping[str, Plan], scores: Scores, outputs: Outputs, batches: Batches, told: Told = silent
+    found: Found,
+    plans: Mapping[str, Plan],
+    scores: Scores,
+    outputs: TaskOutputs,
+    batches: Iterable[Batch],
+    progress: Progress = silent,
 ) -> None:
     """Set the weights of the layers that take what the plans leave; those of what goes become zero.
 
-    The width of the residual stream is not made up for: what it loses is an input of nearly every layer.
+    What a layer is to give is what it gave in the whole model. The width of the residual stream is not made up for: what it
+    loses is an input of nearly every layer. Layers that are not called as modules (attention of one fused operator) or whose
+    weights are tied stay as they are, which the notes tell.
 
     Args:
         found: The blocks of the model, whose weights are changed in place.
         plans: What is left of each tower.
         scores: The order in which groups go.
-        outputs: Of the model: those that a tower moves are what is run of it.
-        batches: Examples to fit on; of more tokens than are needed the last stay unread.
-        told: Called with how much is done.
+        outputs: Of the model: those that a tower moves are what is computed of it.
+        batches: Examples to fit on; of more than are needed the last are not read.
+        progress: Called with how much is done.
+
+    Raises:
+        StageError: no output depends on a tower.
     """
-    total, done = sum(len(plan.groups) for plan in plans.values()), 0
-    for name, plan in plans.items():
-        blocks = [block for block in found.dependencies.blocks if block.prunable.tower == name]
-        for _ in _tower(found, blocks, plan, scores, outputs.reached_from(blocks).over(batches)):
-            done += 1
-            told(done, total)
-
-
-def _tower(found: Found, blocks: Sequence[Block], plan: Plan, scores: Scores, outputs: Outputs) -> Iterator[Block]:
-    """Set the weights of a tower, block by block; gives each that is done."""
     model = found.dependencies.model
-    stay = [block for block in blocks if block.layer not in plan.dropped]
-    whole = _Listening(model, {name for block in stay for name in block.consumers}, inputs=False)
-    with whole:
-        for _ in outputs.passes():
-            if whole.full():
-                break
-    for layer in plan.dropped:
-        zero(model, without(layer, blocks))
-    for block in stay:
-        if block.name in plan.sizes:
-            zero(model, narrower(block, scores, block.size - plan.sizes[block.name], values=False))
-    missed = [block.name for block in stay if not set(block.consumers) <= set(whole.order)]
-    if missed:
-        found.notes.append(f"not reconstructed, for their layers are not called as modules: {', '.join(missed)}")
-    changed = bool(plan.dropped)
-    for block in sorted((b for b in stay if b.name not in missed), key=lambda b: whole.order.index(b.consumers[0])):
-        kept = _kept(block, plan, scores)
-        changed = changed or len(kept) < block.channels or block.name in plan.sizes
-        if changed:
-            now = _Listening(model, block.consumers, inputs=True)
-            with now:
-                for _ in outputs.passes():
-                    if now.full():
-                        break
-            for name in block.consumers:
-                _fit(model.get_submodule(name), kept, now.rows(name), whole.rows(name))
-        yield block
+    towers = {name: [b for b in found.dependencies.blocks if b.prunable.tower == name] for name in plans}
+    reached = {name: outputs.reached_from(blocks) for name, blocks in towers.items()}
+    stay = {name: [b for b in blocks if b.layer not in plans[name].dropped] for name, blocks in towers.items()}
+    layers = {name: model.get_submodule(name) for blocks in stay.values() for b in blocks for name in b.consumers}
+    everything = frozenset[str]().union(*reached.values())
+    whole, seen = _run(layers, outputs, everything, batches, inputs=False, until_enough=True)
+    total, done = sum(map(len, stay.values())), 0
+    tied = _tied(model)
+    for name, plan in plans.items():
+        for block in stay[name]:
+            if plan.sizes.get(block.name, block.size) < block.size:
+                mask = head_width_mask(block, scores, block.size - plan.sizes[block.name], values=False)
+                mask_parameters(model, mask)
+        left = [b for b in stay[name] if all(c in whole and f"{c}.weight" not in tied for c in b.consumers)]
+        if len(left) < len(stay[name]):
+            others = ", ".join(block.name for block in stay[name] if block not in left)
+            found.notes.append(f"not reconstructed, as layers are tied or not called as modules: {others}")
+        changed = bool(plan.dropped)
+        order = list(whole)
+        with without_layers(model, plan.dropped):
+            for block in sorted(left, key=lambda block: order.index(block.consumers[0])):
+                kept = _kept(block, plan, scores)
+                changed = changed or len(kept) < block.channels or plan.sizes.get(block.name, block.size) < block.size
+                if changed:
+                    consumers = {consumer: layers[consumer] for consumer in block.consumers}
+                    now, _ = _run(consumers, outputs, reached[name], seen, inputs=True)
+                    for consumer in block.consumers:
+                        _fit(layers[consumer], block.columns(consumer), kept, now[consumer], whole[consumer])
+                done += 1
+                progress(done, total)
+
+
+def _tied(model: nn.Module) -> set[str]:
+    """The names of parameters that have several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name for some in names.values() if len(some) > 1 for name in some}
 
 
 def _kept(block: Block, plan: Plan, scores: Scores) -> list[int]:
@@ -99,13 +119,18 @@ def _kept(block: Block, plan: Plan, scores: Scores) -> list[int]:
     return kept
 
 
-def _fit(layer: nn.Module, kept: Sequence[int], inputs: Tensor, outputs: Tensor) -> None:
-    """Weights of the kept inputs [n, c] that give outputs [n, o] by least squares; those of the others become zero."""
+def _fit(layer: nn.Module, columns: slice, kept: Sequence[int], inputs: Tensor, outputs: Tensor) -> None:
+    """Weights of the kept ones of some columns that give outputs [n, o] of inputs [n, c] by least squares.
+
+    Weights of the other ones of these columns become zero, those of columns beside them stay.
+    """
     import torch
 
     weight, bias = layer.get_parameter("weight"), dict(layer.named_parameters()).get("bias")
-    taken, wanted = inputs[:, kept].double(), outputs.double()
-    before = weight.detach()[:, kept].T.double()
+    own = [columns.start + channel for channel in kept]
+    beside = [index for index in range(weight.shape[1]) if not columns.start <= index < columns.stop]
+    taken, before = inputs[:, own].double(), weight.detach()[:, own].T.double()
+    wanted = outputs.double() - inputs[:, beside].double() @ weight.detach()[:, beside].T.double()
     means = (taken.mean(dim=0), wanted.mean(dim=0)) if bias is not None else None
     if means is not None:
         taken, wanted = taken - means[0], wanted - means[1]
@@ -113,52 +138,60 @@ def _fit(layer: nn.Module, kept: Sequence[int], inputs: Tensor, outputs: Tensor)
     ridge = RIDGE * float(products.diagonal().mean())
     if ridge == 0:
         return  # inputs that never change tell nothing
-    damped = products + ridge * torch.eye(len(kept), dtype=torch.float64)
+    damped = products + ridge * torch.eye(len(own), dtype=torch.float64)
     made = torch.linalg.solve(damped, taken.T @ wanted + ridge * before)
     with torch.no_grad():
-        weight.zero_()
-        weight[:, kept] = made.T.to(weight.dtype)
+        weight[:, columns] = 0
+        weight[:, own] = made.T.to(weight.dtype)
         if bias is not None and means is not None:
             bias.copy_(means[1] - means[0] @ made)
 
 
-class _Listening:
-    """Keeps the inputs, or outputs, of layers while a model runs: at most :data:`ROWS` tokens of each, the same each time."""
+# --- running -------------------------------------------------------------------------------------------------------
 
-    def __init__(self, model: nn.Module, names: Iterable[str], *, inputs: bool) -> None:
-        self._layers = {name: model.get_submodule(name) for name in sorted(names)}
-        self._inputs = inputs
-        self._found: dict[str, list[Tensor]] = {}
 
-    @property
-    def order(self) -> list[str]:
-        """The layers as they were called."""
-        return list(self._found)
+def _run(
+    layers: Mapping[str, nn.Module],
+    outputs: TaskOutputs,
+    want: frozenset[str],
+    batches: Iterable[Batch],
+    *,
+    inputs: bool,
+    until_enough: bool = False,
+) -> tuple[dict[str, Tensor], list[Batch]]:
+    """What layers take, or give, in the order in which they are called, [n, c]; with the batches that were run.
 
-    def full(self) -> bool:
-        """Whether all layers that are called have as many as they need."""
-        return all(self._room(name) == 0 for name in self._found)
+    Tokens are taken evenly from all of a call, the same ones in each run.
+    """
+    import torch
 
-    def rows(self, name: str) -> Tensor:
-        """Tokens of a layer, [n, c]."""
-        import torch
+    rows: dict[str, list[Tensor]] = {}
+    seen: list[Batch] = []
+    examples = 0
 
-        return torch.cat(self._found[name])
-
-    def _room(self, name: str) -> int:
-        return ROWS - sum(map(len, self._found.get(name, ())))
-
-    def __enter__(self) -> None:
-        self._handles = [layer.register_forward_hook(self._keep(name)) for name, layer in self._layers.items()]
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _keep(self, name: str) -> Any:
-        def hook(layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
-            values = (given[0] if self._inputs else made).detach()
-            rows = values.reshape(-1, values.shape[-1])[: self._room(name)]
-            self._found.setdefault(name, []).append(rows.clone())
+    def keep(name: str) -> Any:
+        def hook(layer: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any], made: Tensor) -> None:
+            values = ((*given, *named.values())[0] if inputs else made).detach()
+            flat = values.reshape(-1, values.shape[-1])
+            most = max(1, ROWS * _size(seen[-1]) // EXAMPLES)
+            rows.setdefault(name, []).append(flat[torch.linspace(0, len(flat) - 1, min(most, len(flat))).long()])
 
         return hook
+
+    handles = [layer.register_forward_hook(keep(name), with_kwargs=True) for name, layer in layers.items()]
+    try:
+        for batch in batches:
+            seen.append(batch)
+            outputs.given(batch, want)
+            examples += _size(batch)
+            fewest = min((sum(map(len, found)) for found in rows.values()), default=0)
+            if until_enough and examples >= EXAMPLES and fewest >= ROWS:
+                break
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: torch.cat(found) for name, found in rows.items()}, seen
+
+
+def _size(batch: Batch) -> int:
+    return len(next(iter(batch.values())))

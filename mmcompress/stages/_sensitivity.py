@@ -1,4 +1,4 @@
-"""Sensitivity: how far a model's outputs move when so much of a block, or a whole layer, is masked.
+"""Sensitivity: how far a model's outputs move when so much of a block is masked, or a whole layer is dropped.
 
 Importance ranks the groups of one block. What all that goes matters together does not follow from it: the units of a
 feed-forward layer stand in for each other, the first of many is missed less than the last, and a sum of importances says
@@ -8,16 +8,19 @@ whole model, as ZipLM and SPDY weigh layers by what their own cuts cost (arXiv:2
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmcompress.component import JSON
+from mmcompress.errors import StageError
 from mmcompress.families import Family
+from mmcompress.families._structure import layers_dropped
 from mmcompress.stages._choice import Tower
 from mmcompress.stages._pruning import Block, Layer, head_width_blocks
 from mmcompress.stages._removing import least_of
@@ -27,16 +30,16 @@ if TYPE_CHECKING:
 
     from mmcompress.stages._importance import Scores
 
-    Batches = Sequence[Mapping[str, Tensor]]
+    Batch = Mapping[str, Tensor]
     Floats = NDArray[np.float64]
 
 SHARES = (0.25, 0.5, 0.7, 0.85, 0.95, 1.0)
 """Of what may go of a block. The last units are missed most, so the steps grow smaller towards the end."""
 FEW = 8
 """Of so few options, such as a number of heads, every one is measured."""
-Zeros = Iterable[tuple[str, int, Sequence[int]]]
-"""A parameter, an axis of it, and what is zero along it."""
-Told = Callable[[int, int], None]
+Mask = Iterable[tuple[str, int, Sequence[int]]]
+"""Parameters, an axis of each, and where along it they become zero."""
+Progress = Callable[[int, int], None]
 """Hears how much is done, of how much."""
 
 
@@ -44,14 +47,22 @@ def silent(done: int, of: int) -> None:
     """Hears nothing."""
 
 
-def measured(tower: Tower, scores: Scores, outputs: Outputs, told: Told = silent) -> Tower:
+def measured(
+    tower: Tower, scores: Scores, outputs: TaskOutputs, progress: Progress = silent
+) -> tuple[Tower, dict[str, JSON]]:
     """A tower whose losses are what its blocks, the widths of its heads and its layers were measured to matter.
 
     Args:
         tower: With what may go, and its losses by importance, which tell what lies between measured counts.
         scores: The order in which groups go.
         outputs: Of the model that shall be cut.
-        told: Called with how much is done.
+        progress: Called with how much is done.
+
+    Returns:
+        The tower, and what was measured: per block (or layer) pairs of what is left and how far the outputs move.
+
+    Raises:
+        StageError: no output depends on the tower.
     """
     blocks = [*tower.blocks, *([tower.width] if tower.width is not None else [])]
     layers = tower.all_layers() if tower.layers else []
@@ -59,34 +70,42 @@ def measured(tower: Tower, scores: Scores, outputs: Outputs, told: Told = silent
     narrowed = [block for block in tower.blocks if block.name in tower.sizes]
     sizes = {block.name: _steps(block.size, tower.sizes[block.name]) for block in narrowed}
     total = sum(map(len, counts.values())) + sum(map(len, sizes.values())) + len(layers)
-    outputs = outputs.reached_from(tower.blocks)
+    reached = outputs.reached_from(tower.blocks)
     done = 0
 
-    def moved(zeros: Zeros) -> float:
+    def told(change: float) -> float:
         nonlocal done
         done += 1
-        told(done, total)
-        return outputs.moved(zeros)
+        progress(done, total)
+        return change
 
-    losses = {
-        block.name: curve(
-            tower.losses[block.name],
-            {k: moved(_masks(block, least_of(scores[block.name], k))) for k in counts[block.name]},
-        )
+    def masked(mask: Mask) -> float:
+        return told(outputs.change(mask, reached))
+
+    by_count = {
+        block.name: {gone: masked(group_mask(block, least_of(scores[block.name], gone))) for gone in counts[block.name]}
         for block in blocks
     }
-    size_losses = {
-        block.name: curve(
-            tower.size_losses[block.name], {k: moved(narrower(block, scores, k)) for k in sizes[block.name]}
-        )
+    by_size = {
+        block.name: {gone: masked(head_width_mask(block, scores, gone)) for gone in sizes[block.name]}
         for block in narrowed
     }
-    return replace(
+    by_layer = {layer: told(outputs.change_without(layer, reached)) for layer in layers}
+    weighed = replace(
         tower,
-        losses=losses,
-        size_losses=size_losses,
-        layer_losses={layer: moved(without(layer, tower.blocks)) for layer in layers} if layers else None,
+        losses={name: curve(tower.losses[name], found) for name, found in by_count.items()},
+        size_losses={name: curve(tower.size_losses[name], found) for name, found in by_size.items()},
+        layer_losses=by_layer if layers else None,
     )
+    facts: dict[str, JSON] = {
+        block.name: [[block.groups - gone, change] for gone, change in by_count[block.name].items()]
+        for block in blocks
+        if by_count[block.name]
+    }
+    for block in narrowed:
+        facts[f"{block.name}.head_width"] = [[block.size - gone, at] for gone, at in by_size[block.name].items()]
+    facts |= {f"{layer.stack}.{layer.index}": [[0, change]] for layer, change in by_layer.items()}
+    return weighed, facts
 
 
 def _steps(whole: int, left: Sequence[int]) -> list[int]:
@@ -116,120 +135,146 @@ def curve(importance: Floats, found: Mapping[int, float]) -> Floats:
 # --- what is masked ------------------------------------------------------------------------------------------------
 
 
-def _masks(block: Block, gone: Sequence[int]) -> Zeros:
+def group_mask(block: Block, gone: Iterable[int]) -> Mask:
+    """Zeros that take groups of a block away."""
     channels = [group * block.size + offset for group in gone for offset in range(block.size)]
-    return [(name, axis, channels) for name, axis in block.masks]
+    if block.masked:
+        return [(name, axis, channels) for name, axis in block.masked]
+    starts = {name: block.columns(name).start for name in block.consumers}
+    return [(f"{name}.weight", 1, [start + channel for channel in channels]) for name, start in starts.items()]
 
 
-def narrower(block: Block, scores: Scores, gone: int, *, values: bool = True) -> Zeros:
+def head_width_mask(block: Block, scores: Scores, gone: int, *, values: bool = True) -> Mask:
     """All heads without their least important channels, as :func:`._removing.cut_head_width` takes them.
 
     Channels of queries and keys, and, with ``values``, of values.
     """
-    zeros: list[tuple[str, int, Sequence[int]]] = []
+    mask: list[tuple[str, int, Sequence[int]]] = []
     for part in head_width_blocks(block)[: 2 if values else 1]:
         heads = np.reshape(scores[part.name], (-1, block.size))
         channels = [head * block.size + c for head, row in enumerate(heads) for c in least_of(row.tolist(), gone)]
-        zeros += _masks(part, channels)
-    return zeros
+        mask += group_mask(part, channels)
+    return mask
 
 
-def without(layer: Layer, blocks: Iterable[Block]) -> Zeros:
-    """All that a layer adds to the residual stream, with the biases of what adds it."""
-    zeros: list[tuple[str, int, Sequence[int]]] = []
-    for block in blocks:
-        if block.layer == layer:
-            zeros += _masks(block, range(block.groups))
-            zeros += [(f"{name}.bias", 0, ()) for name in block.consumers]
-    return zeros
+def mask_parameters(model: nn.Module, mask: Mask) -> list[tuple[nn.Parameter, Tensor]]:
+    """Set zeros in parameters; gives these with what they were. Biases that a layer has not are left out.
 
-
-def zero(model: nn.Module, zeros: Zeros) -> dict[str, Tensor]:
-    """Set zeros in parameters (all of one where no place is named); gives what these were.
-
-    Names of biases that a layer has not do nothing.
+    Raises:
+        KeyError: there is no such weight.
     """
     import torch
 
     known = dict(model.named_parameters(remove_duplicate=False))
-    before: dict[str, Tensor] = {}
+    before: dict[int, tuple[nn.Parameter, Tensor]] = {}  # tied parameters are one, whatever they are called
     with torch.no_grad():
-        for name, axis, places in zeros:
-            if name not in known:
+        for name, axis, places in mask:
+            if name.endswith(".bias") and name not in known:
                 continue
-            before.setdefault(name, known[name].detach().clone())
-            if places:
-                known[name].index_fill_(axis, torch.tensor(places), 0.0)
-            else:
-                known[name].zero_()
-    return before
+            parameter = known[name]
+            before.setdefault(id(parameter), (parameter, parameter.detach().clone()))
+            parameter.index_fill_(axis, torch.tensor(list(places), dtype=torch.long), 0.0)
+    return list(before.values())
 
 
 @contextmanager
-def _zeroed(model: nn.Module, zeros: Zeros) -> Iterator[None]:
+def _masked(model: nn.Module, mask: Mask) -> Iterator[None]:
     import torch
 
-    before = zero(model, zeros)
+    before = mask_parameters(model, mask)
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, values in before.items():
-                model.get_parameter(name).copy_(values)
+            for parameter, values in before:
+                parameter.copy_(values)
 
 
 # --- how far outputs move ------------------------------------------------------------------------------------------
 
 
-class Outputs:
-    """What a model gives for some examples, and how far that moves when parameters are masked."""
+class TaskOutputs:
+    """What a model gives for some examples of all that its task reads, and how far that moves when parts of it go."""
 
-    def __init__(self, family: Family, model: nn.Module, batches: Batches) -> None:
-        """Of the outputs that the family's task reads, those of each example are compared."""
-        self._family, self._model, self._batches = family, model, batches
-        self._spread = dict.fromkeys(family.task_needs(), 0.0)
-        self._whole = list(self.passes())
+    def __init__(self, family: Family, model: nn.Module, batches: Iterable[Batch]) -> None:
+        """Outputs of each example are compared; of sequences, those of the tokens that their mask counts."""
+        self.family, self.model = family, model
+        self._batches = list(batches)
+        self._whole = [self.given(batch, family.task_needs()) for batch in self._batches]
         names = sorted(set[str]().union(*self._whole))
         self._spread = {name: sum(_spread(given[name]) for given in self._whole if name in given) for name in names}
 
-    def reached_from(self, blocks: Iterable[Block]) -> Outputs:
-        """Those alone that move when all of the blocks is masked, so that towers beside theirs need not run."""
-        moves = self._moves([zero for block in blocks for zero in _masks(block, range(block.groups))])
-        limited = copy.copy(self)
-        limited._spread = {name: self._spread[name] for name, far in moves.items() if far > 0}
-        return limited
+    def reached_from(self, blocks: Sequence[Block]) -> frozenset[str]:
+        """The outputs that move when all of the blocks is masked: others need not be computed for them.
 
-    def over(self, batches: Batches) -> Outputs:
-        """The same of other examples, of which the model can be run and nothing is compared."""
-        other = copy.copy(self)
-        other._batches, other._whole = batches, []
-        return other
+        Raises:
+            StageError: there are none.
+        """
+        mask = [entry for block in blocks for entry in group_mask(block, range(block.groups))]
+        with _masked(self.model, mask):
+            moves = self._changes(frozenset(self._spread))
+        names = frozenset(name for name, change in moves.items() if change > 0)
+        if not names:
+            raise StageError(
+                f"prune: no output of the task depends on {blocks[0].prunable.tower}, so that nothing tells what may go"
+                f"\n  Leave it whole (towers: {{{blocks[0].prunable.tower}: 1}}), or take importance: magnitude."
+            )
+        return names
 
-    def passes(self) -> Iterator[dict[str, Tensor]]:
-        """Run the model as it is now, batch by batch; gives what it gives."""
-        import torch
-
-        for batch in self._batches:
-            with torch.no_grad():
-                given = self._family.outputs(self._model, batch, frozenset(self._spread))
-            rows = {name: value for name, value in given.items() if isinstance(value, torch.Tensor) and value.dim() > 1}
-            yield {name: value for name, value in rows.items() if value.is_floating_point()}
-
-    def moved(self, zeros: Zeros) -> float:
-        """The share of the outputs' variance over examples that is lost, summed over outputs.
+    def change(self, mask: Mask, want: frozenset[str]) -> float:
+        """The share of the wanted outputs' variance over examples that a mask loses, summed over outputs.
 
         Per output sum ||o' - o||^2 / sum ||o - mean o||^2, where the mean is over a batch: 0 of a model that gives what it
         gave, 1 of one that gives the same for every example.
         """
-        return sum(self._moves(zeros).values())
+        with _masked(self.model, mask):
+            return sum(self._changes(want).values())
 
-    def _moves(self, zeros: Zeros) -> dict[str, float]:
-        with _zeroed(self._model, zeros):
-            far = dict.fromkeys(self._spread, 0.0)
-            for now, before in zip(self.passes(), self._whole, strict=True):
-                for name in far.keys() & now.keys():
-                    far[name] += _apart(now[name], before[name])
+    def change_without(self, layer: Layer, want: frozenset[str]) -> float:
+        """Likewise without a layer."""
+        with without_layers(self.model, {layer}):
+            return sum(self._changes(want).values())
+
+    def given(self, batch: Batch, want: frozenset[str]) -> dict[str, Tensor]:
+        """Run the model as it is now: the wanted outputs of examples, zero where their mask counts no token."""
+        import torch
+
+        masks = {name: f"{name.partition('.')[0]}.mask" for name in want if name.endswith(".logits")}
+        masks = {name: mask for name, mask in masks.items() if mask in self.family.provides()}
+        with torch.no_grad():
+            found = self.family.outputs(self.model, batch, want | set(masks.values()))
+        rows: dict[str, Any] = {name: found[name] for name in want if name in found}
+        kept = {
+            name: value
+            for name, value in rows.items()
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 1
+        }
+        for name, mask in masks.items():
+            if name in kept and kept[name].shape[:2] == found[mask].shape and kept[name].dim() == 3:
+                kept[name] = kept[name].masked_fill(found[mask].unsqueeze(-1) == 0, 0.0)
+        return kept
+
+    def _changes(self, want: Collection[str]) -> dict[str, float]:
+        far = dict.fromkeys(want, 0.0)
+        for batch, before in zip(self._batches, self._whole, strict=True):
+            now = self.given(batch, frozenset(want))
+            for name in far.keys() & now.keys():
+                far[name] += _apart(now[name], before[name])
         return {name: value / (self._spread[name] or 1.0) for name, value in far.items()}
+
+
+@contextmanager
+def without_layers(model: nn.Module, layers: Collection[Layer]) -> Iterator[None]:
+    """A model without some layers, for a while."""
+    stacks = sorted({layer.stack for layer in layers})
+    if not stacks:
+        yield
+        return
+    here = {layer.index for layer in layers if layer.stack == stacks[0]}
+    kept = [index for index in range(len(model.get_submodule(stacks[0]))) if index not in here]  # type: ignore[arg-type]
+    others = [layer for layer in layers if layer.stack != stacks[0]]
+    with layers_dropped(model, stacks[0], kept), without_layers(model, others) if others else nullcontext():
+        yield
 
 
 def _spread(values: Tensor) -> float:
@@ -238,6 +283,8 @@ def _spread(values: Tensor) -> float:
 
 
 def _apart(one: Tensor, other: Tensor) -> float:
-    """Sum of squared differences, of what is finite in both: masked logits are not."""
-    both = one.isfinite() & other.isfinite()
+    """Sum of squared differences; infinite where one is finite and the other is not, as of a model that overflows."""
+    both = one.isfinite()
+    if bool((both != other.isfinite()).any()):
+        return math.inf
     return float((one - other)[both].double().square().sum())

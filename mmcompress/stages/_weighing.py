@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from mmcompress.component import JSON
 from mmcompress.data import Examples
 from mmcompress.errors import StageError
 from mmcompress.stages import Model, StageInput
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from mmcompress.stages._cutting import Refit, Sense
     from mmcompress.stages._importance import Scores
     from mmcompress.stages._removing import Found
-    from mmcompress.stages._sensitivity import Batches, Outputs, Told
+    from mmcompress.stages._sensitivity import Batch, Progress, TaskOutputs
     from mmcompress.stages.prune import Prune
 
 Importance = Literal["taylor", "obd", "magnitude", "activation", "random"]
@@ -35,7 +36,8 @@ class Weighing:
         """By the fields of ``asked``; ``source`` is the model that is cut, as often as it takes, each time loaded anew."""
         self._asked, self._given, self._source = asked, given, source
         self._scores: Scores | None = None
-        self._towers: dict[str, Tower] = {}
+        self._towers: dict[str, tuple[Tower, dict[str, JSON]]] = {}
+        self._kept: TaskOutputs | None = None
 
     @property
     def relative(self) -> bool:
@@ -79,31 +81,16 @@ class Weighing:
 
             needs_examples(self._given.train, "ranking: measured", "ranking: global")
             if tower.name not in self._towers:
-                told = self._told(f"masking parts of {tower.name}")
-                self._towers[tower.name] = measured(tower, scores, self._outputs(model), told)
-            return self._towers[tower.name]
+                progress = self._progress(f"masking parts of {tower.name}")
+                self._towers[tower.name] = measured(tower, scores, self._outputs(model), progress)
+            return self._towers[tower.name][0]
 
         return sense
 
-    def facts(self) -> dict[str, Any]:
-        """What was measured: per block pairs of the groups that are left and how far the outputs move then; and per layer."""
-        if not self._towers:
-            return {}
-        towers = self._towers.values()
-        blocks = {
-            block.name: [
-                [left, float(tower.losses[block.name][block.groups - left])] for left in tower.counts[block.name]
-            ]
-            for tower in towers
-            for block in tower.blocks
-            if len(tower.counts[block.name]) > 1
-        }
-        layers = {
-            f"{layer.stack}.{layer.index}": loss
-            for tower in towers
-            for layer, loss in (tower.layer_losses or {}).items()
-        }
-        return {"sensitivity": {"blocks": blocks, **({"layers": layers} if layers else {})}}
+    def facts(self) -> dict[str, JSON]:
+        """What was measured: per block pairs of what is left and how far the outputs move then."""
+        found = {name: facts for name, (_, facts) in self._towers.items()}
+        return {"sensitivity": found} if found else {}
 
     def refit(self, model: nn.Module) -> Refit | None:
         """What makes up for what goes in the weights of what stays; None where these stay as they are.
@@ -118,25 +105,29 @@ class Weighing:
             from mmcompress.stages._reconstruction import reconstruct
 
             needs_examples(self._given.train, "reconstruct: true", "reconstruct: false")
-            told = self._told("fitting what is left")
-            reconstruct(found, plans, scores, self._outputs(model), self._batches(self._asked.samples), told)
+            examples = self._batches(self._asked.samples)
+            reconstruct(found, plans, scores, self._outputs(model), examples, self._progress("fitting what is left"))
 
         return refit
 
-    def _outputs(self, model: nn.Module) -> Outputs:
-        from mmcompress.stages._sensitivity import Outputs
+    def _outputs(self, model: nn.Module) -> TaskOutputs:
+        """Of a model as it is; kept for as long as it is the same one."""
+        from mmcompress.stages._sensitivity import TaskOutputs
 
-        return Outputs(self._source.family, model, self._batches(min(self._asked.samples, SENSED)))
+        if self._kept is None or self._kept.model is not model:
+            batches = self._batches(min(self._asked.samples, SENSED))
+            self._kept = TaskOutputs(self._source.family, model, batches)
+        return self._kept
 
-    def _batches(self, count: int) -> Batches:
+    def _batches(self, count: int) -> Iterator[Batch]:
         from mmcompress.stages._importance import batches
 
         family = self._source.family
         drawn = drawn_indices(self._given.train, count, self._given.seed)
         processor = family.processor(self._source.folder)
-        return list(batches(family, processor, self._given.train, drawn, self._asked.batch_size))
+        return batches(family, processor, self._given.train, drawn, self._asked.batch_size)
 
-    def _told(self, message: str) -> Told:
+    def _progress(self, message: str) -> Progress:
         return lambda done, of: self._given.progress(message, done, of)
 
 

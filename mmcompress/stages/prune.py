@@ -93,9 +93,10 @@ class Prune(Stage):
     importance: Importance = "taylor"
     """``taylor``: how much the family's own loss on training data changes, to first order, when a head or unit is
     masked; ``obd``: to second order; ``activation``: how large what it gives is; ``magnitude``: norms of weights;
-    ``random``: the baseline. A layer matters as much as all that is in it."""
+    ``random``: the baseline. Where no ``ranking`` measures it, a layer matters as much as all that is in it."""
     samples: int = Field(512, ge=1)
-    """Training examples that importance is measured on (fewer where there are fewer), and reconstruction."""
+    """Training examples that importance is measured on (fewer where there are fewer). Sensitivity takes the first 128 of
+    them, reconstruction as many as have tokens enough, 128 at least."""
     batch_size: int = Field(32, ge=2)
     """Examples per gradient. Losses that compare the examples of a batch tell more in larger ones: 256, where memory allows."""
     ranking: Ranking | Literal["measured"] | None = None

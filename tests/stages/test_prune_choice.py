@@ -76,6 +76,25 @@ def test_what_examples_of_a_batch_change_does_not_cancel():
     assert taylor([UNITS], model, (loss.sum() for loss in losses)) == {"units": [pytest.approx(6), pytest.approx(4)]}
 
 
+def test_taylor_counts_what_goes_by_way_of_its_consumers_alone():
+    """y = 3 h1 - h2 + 2 (h1 + h2) + h1 + h2, where the last two go beside both consumers, to the residual stream."""
+
+    class Both(Two):
+        def __init__(self) -> None:
+            super().__init__()
+            self.third = torch.nn.Linear(2, 1, bias=False)
+            torch.nn.init.constant_(self.third.weight, 2.0)
+
+        def forward(self, x):
+            hidden = self.first(x)
+            return self.second(hidden) + self.third(hidden) + hidden.sum(dim=1, keepdim=True)
+
+    model, block = Both(), dataclasses.replace(UNITS, consumers=("second", "third"))
+    # h = (1, 2): masked at both consumers y loses 3 + 2 by the first and -2 + 4 by the second unit.
+    found = taylor([block], model, (model(x).sum() for x in [torch.ones(1, 1)]))
+    assert found == {"units": [pytest.approx(5), pytest.approx(2)]}
+
+
 def test_taylor_of_a_head_adds_its_channels_with_their_signs():
     model = Two()
     head = dataclasses.replace(UNITS, prunable=Prunable("units", "tower", "first", 1), groups=1)

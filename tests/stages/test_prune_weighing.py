@@ -6,17 +6,21 @@ import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mmcompress.errors import StageError
 from mmcompress.families import Prunable
+from mmcompress.families._structure import drop_layers
 from mmcompress.families.clip import Clip
 from mmcompress.stages import Model, StageInput
 from mmcompress.stages._choice import Plan, Tower, cumulated
-from mmcompress.stages._importance import encode
-from mmcompress.stages._pruning import Block, Dependencies, Layer
+from mmcompress.stages._cutting import Choosing, find, scored
+from mmcompress.stages._importance import encode, taylor, uniform
+from mmcompress.stages._pruning import Block, Dependencies
 from mmcompress.stages._reconstruction import RIDGE, reconstruct
 from mmcompress.stages._removing import Found
-from mmcompress.stages._sensitivity import Outputs, curve, measured, without
+from mmcompress.stages._sensitivity import TaskOutputs, curve, group_mask, mask_parameters, measured
 from mmcompress.stages.prune import Prune
 
 torch = pytest.importorskip("torch")
@@ -25,6 +29,7 @@ from test_prune import Pairs  # noqa: E402
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
 UNITS = Block(Prunable("units", "tower", "first", None), 0, ("first",), ("second",), 2, 2)
+Y = frozenset({"y"})
 INPUTS = ({"x": torch.tensor([[1.0], [2.0], [3.0]])},)
 
 
@@ -50,6 +55,9 @@ class Gives:
     def task_needs(self) -> frozenset[str]:
         return frozenset({"y", "z", "scale"})
 
+    def provides(self) -> frozenset[str]:
+        return self.task_needs()
+
     def outputs(self, model, batch, want):
         self.wanted.append(want)
         every = {"y": model.second(model.first(batch["x"])), "z": batch["x"], "scale": torch.tensor(2.0)}
@@ -62,27 +70,70 @@ class Gives:
 def test_how_far_outputs_move_by_hand():
     # Without unit 1 y moves by -3 x, without unit 2 by +2 x; the outputs' squared distances from their mean are 2.
     model, family = Two(), Gives()
-    outputs = Outputs(family, model, INPUTS)
-    assert outputs.moved([("second.weight", 1, [0])]) == pytest.approx(9 * 14 / 2)
-    assert outputs.moved([("second.weight", 1, [1])]) == pytest.approx(4 * 14 / 2)
-    assert outputs.moved([]) == 0.0
+    outputs = TaskOutputs(family, model, INPUTS)
+    assert outputs.change([("second.weight", 1, [0])], Y) == pytest.approx(9 * 14 / 2)
+    assert outputs.change([("second.weight", 1, [1])], Y) == pytest.approx(4 * 14 / 2)
+    assert outputs.change([], Y) == 0.0
     assert model.second.weight.tolist() == [[3.0, -1.0]]
 
 
-def test_what_a_tower_does_not_move_is_not_run():
+def test_what_a_tower_does_not_move_is_not_computed():
     family = Gives()
-    outputs = Outputs(family, Two(), INPUTS).reached_from([UNITS])
-    assert outputs.moved([("second.weight", 1, [0])]) == pytest.approx(63)
-    assert family.wanted[-1] == {"y"} and family.wanted[0] == {"y", "z", "scale"}
+    outputs = TaskOutputs(family, Two(), INPUTS)
+    assert outputs.reached_from([UNITS]) == Y
+    assert outputs.change([("second.weight", 1, [0])], Y) == pytest.approx(63)
+    assert family.wanted[-1] == Y and family.wanted[0] == {"y", "z", "scale"}
 
 
-def test_a_masked_layer_gives_neither_products_nor_biases():
-    block = dataclasses.replace(UNITS, layer=Layer("layers", 1))
+def test_a_tower_that_no_output_depends_on_is_refused():
     model = Two()
-    # y = x + 1 becomes 0: by 4 + 9 + 16 of 2.
-    assert Outputs(Gives(), model, INPUTS).moved(without(Layer("layers", 1), [block])) == pytest.approx(29 / 2)
-    assert not list(without(Layer("layers", 0), [block]))
-    assert model.second.bias.tolist() == [1.0]
+    with torch.no_grad():
+        model.second.weight.zero_()
+    with pytest.raises(StageError, match="no output of the task depends on tower"):
+        TaskOutputs(Gives(), model, INPUTS).reached_from([UNITS])
+
+
+def test_outputs_that_overflow_are_no_small_change():
+    model = Two()
+    with torch.no_grad():
+        model.second.bias.fill_(1.0)
+    outputs = TaskOutputs(Gives(), model, INPUTS)
+    with torch.no_grad():
+        model.second.bias.fill_(float("nan"))
+    assert outputs.change([], Y) == float("inf")
+
+
+def test_tied_weights_are_masked_once_and_given_back():
+    model = Two()
+    model.again = model.second
+    model.other = torch.nn.Linear(2, 1)
+    model.other.weight = model.second.weight
+    outputs = TaskOutputs(Gives(), model, INPUTS)
+    outputs.change([("second.weight", 1, [0]), ("other.weight", 1, [0])], Y)
+    assert model.second.weight.tolist() == [[3.0, -1.0]]
+    before = mask_parameters(model, [("second.weight", 1, [0]), ("other.weight", 1, [1])])
+    assert model.second.weight.tolist() == [[0.0, 0.0]] and len(before) == 1
+
+
+class Masked(Gives):
+    """Two tokens of which the second is padding, and other each time."""
+
+    def task_needs(self) -> frozenset[str]:
+        return frozenset({"decoder.logits"})
+
+    def provides(self) -> frozenset[str]:
+        return frozenset({"decoder.logits", "decoder.mask"})
+
+    def outputs(self, model, batch, want):
+        told = model.second(model.first(batch["x"]))
+        tokens = torch.stack([told, torch.rand_like(told)], dim=1)
+        return {"decoder.logits": tokens, "decoder.mask": torch.tensor([[1, 0]] * len(told))}
+
+
+def test_tokens_that_do_not_count_are_not_compared():
+    outputs = TaskOutputs(Masked(), Two(), INPUTS)
+    assert outputs.change([], frozenset({"decoder.logits"})) == 0.0
+    assert outputs.change([("second.weight", 1, [0])], frozenset({"decoder.logits"})) == pytest.approx(63)
 
 
 def test_between_measured_counts_the_loss_grows_as_importance_does():
@@ -96,9 +147,11 @@ def test_units_that_stand_in_for_each_other_are_missed_more_than_their_importanc
     """Either of the two alone is told as half as important as both together would say."""
     tower = Tower("tower", (UNITS,), {"units": cumulated([1.0, 1.0])}, {"units": (2, 1)})
     seen = []
-    found = measured(tower, {"units": [2.0, 1.0]}, Outputs(Gives(), Two(), INPUTS), lambda *done: seen.append(done))
+    outputs = TaskOutputs(Gives(), Two(), INPUTS)
+    found, facts = measured(tower, {"units": [2.0, 1.0]}, outputs, lambda *done: seen.append(done))
     assert found.losses["units"].tolist() == pytest.approx([0.0, 28.0, 28.0])  # one unit always stays
     assert found.layer_losses is None and seen == [(1, 1)]
+    assert facts == {"units": [[1, pytest.approx(28.0)]]}
 
 
 # --- reconstruction ------------------------------------------------------------------------------------------------
@@ -108,7 +161,7 @@ def test_what_stays_makes_up_for_what_goes_by_hand():
     """y = x + 1 of unit 1 = x alone: the weight 1, drawn to the 3 that it was by the ridge, and the bias that follows."""
     model, notes = Two(), []
     found = Found(Holding(model, [UNITS]), {}, notes)
-    outputs = Outputs(Gives(), model, INPUTS)
+    outputs = TaskOutputs(Gives(), model, INPUTS)
     reconstruct(found, {"tower": Plan({"units": 1})}, {"units": [2.0, 1.0]}, outputs, INPUTS)
     weight = (1 + RIDGE * 3) / (1 + RIDGE)
     assert model.second.weight.tolist() == [pytest.approx([weight, 0.0])]
@@ -119,8 +172,40 @@ def test_what_stays_makes_up_for_what_goes_by_hand():
 def test_what_is_not_cut_stays_as_it_is():
     model = Two()
     found = Found(Holding(model, [UNITS]), {}, [])
-    reconstruct(found, {"tower": Plan({"units": 2})}, {"units": [2.0, 1.0]}, Outputs(Gives(), model, INPUTS), INPUTS)
+    reconstruct(
+        found, {"tower": Plan({"units": 2})}, {"units": [2.0, 1.0]}, TaskOutputs(Gives(), model, INPUTS), INPUTS
+    )
     assert model.second.weight.tolist() == [[3.0, -1.0]]
+
+
+def test_a_layer_that_takes_more_than_a_block_keeps_the_rest():
+    """y = 3 a - b + 5 c, where the block is a and b at the inputs 1 and 2, b = 2 a, and c stays beside them at 0."""
+
+    class Three(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.Linear(1, 2, bias=False)
+            self.second = torch.nn.Linear(3, 1, bias=False)
+            with torch.no_grad():
+                self.first.weight.copy_(torch.tensor([[1.0], [2.0]]))
+                self.second.weight.copy_(torch.tensor([[5.0, 3.0, -1.0]]))
+
+    class Beside(Gives):
+        def outputs(self, model, batch, want):
+            joined = torch.cat([batch["x"] ** 2, model.first(batch["x"])], dim=1)
+            return {"y": model.second(joined)}
+
+    model = Three()
+    block = dataclasses.replace(UNITS, offsets=(1,))
+    assert block.columns("second") == slice(1, 3)
+    assert group_mask(block, [1]) == [("second.weight", 1, [2])]
+    losses = (Beside().outputs(model, {"x": x}, Y)["y"].sum() for x in [torch.ones(1, 1)])
+    assert taylor([block], model, losses) == {"units": [pytest.approx(3), pytest.approx(2)]}
+    found = Found(Holding(model, [block]), {}, [])
+    reconstruct(
+        found, {"tower": Plan({"units": 1})}, {"units": [2.0, 1.0]}, TaskOutputs(Beside(), model, INPUTS), INPUTS
+    )
+    assert model.second.weight.tolist() == [[5.0, pytest.approx((1 + RIDGE * 3) / (1 + RIDGE)), 0.0]]
 
 
 class Holding(Dependencies):
@@ -143,14 +228,39 @@ def test_what_was_measured_is_told(folder, tmp_path):
         Model(Clip(path=folder), folder), None, Pairs(), None, 0, tmp_path / "output", tmp_path, tmp_path
     )
     stage = Prune(goal={"macs": 0.7}, towers={"text": 1.0}, parts=("heads", "layers"))
-    told = stage.run(given)["sensitivity"]
-    assert set(told["blocks"]) == {f"vision.layers.{index}.attention" for index in range(3)}
-    assert set(told["layers"]) == {f"vision_model.encoder.layers.{index}" for index in range(3)}
-    for points in told["blocks"].values():
-        left, moved = zip(*points, strict=True)
-        assert left == tuple(range(8, 0, -1)) and moved[0] == 0.0 < moved[-1] and sorted(moved) == list(moved)
+    told = stage.run(given)["sensitivity"]["vision"]
+    attentions = {f"vision.layers.{index}.attention" for index in range(3)}
+    layers = {f"vision_model.encoder.layers.{index}" for index in range(3)}
+    assert set(told) == attentions | layers
+    for name in attentions:
+        left, changes = zip(*told[name], strict=True)
+        assert left == tuple(range(7, 0, -1)) and 0 < changes[0] < changes[-1]
+    family, model = Clip(path=folder), Clip(path=folder).load(folder)
+    batches = [encode(family, family.processor(folder), [Pairs()[index].values for index in _drawn(8)])]
+    outputs = TaskOutputs(family, model, batches)
+    drop_layers(model, "vision_model.encoder.layers", [0, 2])
+    (gone,) = told["vision_model.encoder.layers.1"]
+    assert gone == [0, pytest.approx(outputs.change([], frozenset({"vision.embeds"})), rel=1e-4)]
     by_weights = Prune(goal={"macs": 0.7}, importance="random").run(replace(given, output=tmp_path / "other"))
     assert "sensitivity" not in by_weights
+
+
+def _drawn(count):
+    return np.random.default_rng(0).permutation(count)
+
+
+def test_heads_of_full_width_stay_as_they_are(folder):
+    """A plan names every attention that could be narrowed, those too that are not."""
+    family = Clip(path=folder)
+    model, whole = family.load(folder), family.load(folder)
+    found = find(family, model, ("head_width", "feed_forward"))
+    blocks = [block for block in found.dependencies.blocks if block.prunable.tower == "vision"]
+    scores = uniform(scored(found, Choosing(("head_width", "feed_forward"))), 0)
+    plan = Plan({b.name: b.groups for b in blocks}, {b.name: b.size for b in blocks if b.prunable.heads is not None})
+    batches = [encode(family, family.processor(folder), [Pairs()[index].values for index in range(8)])]
+    reconstruct(found, {"vision": plan}, scores, TaskOutputs(family, model, batches), batches)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, whole.get_parameter(name)), name
 
 
 @pytest.mark.parametrize(
