@@ -202,7 +202,9 @@ class TaskOutputs:
         self._batches = list(batches)
         self._whole = [self.given(batch, family.task_needs()) for batch in self._batches]
         names = sorted(set[str]().union(*self._whole))
-        self._spread = {name: sum(_spread(given[name]) for given in self._whole if name in given) for name in names}
+        self._spread = {
+            name: sum(_spread(name, given[name]) for given in self._whole if name in given) for name in names
+        }
 
     def reached_from(self, blocks: Sequence[Block]) -> frozenset[str]:
         """The outputs that move when all of the blocks is masked: others need not be computed for them.
@@ -222,10 +224,11 @@ class TaskOutputs:
         return names
 
     def change(self, mask: Mask, want: frozenset[str]) -> float:
-        """The share of the wanted outputs' variance over examples that a mask loses, summed over outputs.
+        """How far a mask moves the wanted outputs, summed over outputs; 0 of a model that gives what it gave.
 
-        Per output sum ||o' - o||^2 / sum ||o - mean o||^2, where the mean is over a batch: 0 of a model that gives what it
-        gave, 1 of one that gives the same for every example.
+        Of logits the mean divergence of their softmax, KL(p || p') in nats. Of other outputs the share of their variance
+        over examples that is lost, sum ||o' - o||^2 / sum ||o - mean o||^2, where the mean is over a batch: 1 of a model
+        that gives the same for every example.
         """
         with _masked(self.model, mask):
             return sum(self._changes(want).values())
@@ -259,7 +262,7 @@ class TaskOutputs:
         for batch, before in zip(self._batches, self._whole, strict=True):
             now = self.given(batch, frozenset(want))
             for name in far.keys() & now.keys():
-                far[name] += _apart(now[name], before[name])
+                far[name] += _apart(name, now[name], before[name])
         return {name: value / (self._spread[name] or 1.0) for name, value in far.items()}
 
 
@@ -277,14 +280,24 @@ def without_layers(model: nn.Module, layers: Collection[Layer]) -> Iterator[None
         yield
 
 
-def _spread(values: Tensor) -> float:
-    """Sum of squared distances from the mean over a batch."""
-    return _apart(values, values.mean(dim=0, keepdim=True).expand_as(values))
+def _spread(name: str, values: Tensor) -> float:
+    """What distances are told in: the number of distributions, or the squared distance from the mean over a batch."""
+    if _distributions(name, values):
+        return float((values != 0).any(dim=-1).sum())  # rows that do not count are zero
+    return _apart(name, values, values.mean(dim=0, keepdim=True).expand_as(values))
 
 
-def _apart(one: Tensor, other: Tensor) -> float:
-    """Sum of squared differences; infinite where one is finite and the other is not, as of a model that overflows."""
-    both = one.isfinite()
-    if bool((both != other.isfinite()).any()):
+def _apart(name: str, now: Tensor, before: Tensor) -> float:
+    """A sum over rows; infinite where one is finite and the other is not, as of a model that overflows."""
+    both = now.isfinite()
+    if bool((both != before.isfinite()).any()):
         return math.inf
-    return float((one - other)[both].double().square().sum())
+    if _distributions(name, before):
+        wanted, found = before.log_softmax(dim=-1), now.log_softmax(dim=-1)
+        return float((wanted.exp() * (wanted - found))[both].double().sum())
+    return float((now - before)[both].double().square().sum())
+
+
+def _distributions(name: str, values: Tensor) -> bool:
+    """Whether an output is logits of several classes: those of one are numbers."""
+    return name.endswith(".logits") and values.shape[-1] > 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,14 +127,19 @@ class Masked(Gives):
 
     def outputs(self, model, batch, want):
         told = model.second(model.first(batch["x"]))
-        tokens = torch.stack([told, torch.rand_like(told)], dim=1)
+        logits = torch.cat([told, torch.zeros_like(told)], dim=1)
+        tokens = torch.stack([logits, torch.rand_like(logits)], dim=1)
         return {"decoder.logits": tokens, "decoder.mask": torch.tensor([[1, 0]] * len(told))}
 
 
 def test_tokens_that_do_not_count_are_not_compared():
     outputs = TaskOutputs(Masked(), Two(), INPUTS)
     assert outputs.change([], frozenset({"decoder.logits"})) == 0.0
-    assert outputs.change([("second.weight", 1, [0])], frozenset({"decoder.logits"})) == pytest.approx(63)
+    # Of the other token, with the logits x + 1 and 0, or 1 - 2 x and 0 when unit 1 is masked, the mean divergence.
+    whole, masked = [1 / (1 + math.exp(-x - 1)) for x in (1, 2, 3)], [1 / (1 + math.exp(2 * x - 1)) for x in (1, 2, 3)]
+    parts = [p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)) for p, q in zip(whole, masked, strict=True)]
+    change = outputs.change([("second.weight", 1, [0])], frozenset({"decoder.logits"}))
+    assert change == pytest.approx(sum(parts) / 3, rel=1e-5)
 
 
 def test_between_measured_counts_the_loss_grows_as_importance_does():
