@@ -131,13 +131,14 @@ def _fit(layer: nn.Module, columns: slice, kept: Sequence[int], inputs: Tensor, 
     beside = [index for index in range(weight.shape[1]) if not columns.start <= index < columns.stop]
     taken, before = inputs[:, own].double(), weight.detach()[:, own].T.double()
     wanted = outputs.double() - inputs[:, beside].double() @ weight.detach()[:, beside].T.double()
+    # By mean squares about zero: of inputs that hardly change, noise would else be made large to tell what it cannot.
+    ridge = RIDGE * float(taken.square().sum(dim=0).mean())
+    if ridge == 0:
+        return  # inputs that are zero tell nothing
     means = (taken.mean(dim=0), wanted.mean(dim=0)) if bias is not None else None
     if means is not None:
         taken, wanted = taken - means[0], wanted - means[1]
     products = taken.T @ taken
-    ridge = RIDGE * float(products.diagonal().mean())
-    if ridge == 0:
-        return  # inputs that never change tell nothing
     damped = products + ridge * torch.eye(len(own), dtype=torch.float64)
     made = torch.linalg.solve(damped, taken.T @ wanted + ridge * before)
     with torch.no_grad():

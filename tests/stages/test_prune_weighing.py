@@ -169,10 +169,24 @@ def test_what_stays_makes_up_for_what_goes_by_hand():
     found = Found(Holding(model, [UNITS]), {}, notes)
     outputs = TaskOutputs(Gives(), model, INPUTS)
     reconstruct(found, {"tower": Plan({"units": 1})}, {"units": [2.0, 1.0]}, outputs, INPUTS)
-    weight = (1 + RIDGE * 3) / (1 + RIDGE)
+    # Squares of x are 2 about their mean and 14 about zero, which is what the ridge is told in.
+    weight = (2 + 14 * RIDGE * 3) / (2 + 14 * RIDGE)
     assert model.second.weight.tolist() == [pytest.approx([weight, 0.0])]
     assert model.second.bias.item() == pytest.approx(3 - weight * 2)  # the means of y and x
     assert model.first.weight.tolist() == [[1.0], [2.0]] and not notes
+
+
+def test_inputs_that_hardly_change_are_not_made_large():
+    """Unit 1 is a constant with a trace of what unit 2 is: fitted to that trace its weight would be a million."""
+    model = Two()
+    with torch.no_grad():
+        model.first.weight.copy_(torch.tensor([[1e-6], [2.0]]))
+    model.first.bias = torch.nn.Parameter(torch.tensor([1.0, 0.0]))
+    found = Found(Holding(model, [UNITS]), {}, [])
+    outputs = TaskOutputs(Gives(), model, INPUTS)
+    reconstruct(found, {"tower": Plan({"units": 1})}, {"units": [2.0, 1.0]}, outputs, INPUTS)
+    assert model.second.weight.tolist() == [pytest.approx([3.0, 0.0], rel=1e-3)]
+    assert model.second.bias.item() == pytest.approx(-3.0, rel=1e-3)  # the mean of y, 0, takes it up
 
 
 def test_what_is_not_cut_stays_as_it_is():
