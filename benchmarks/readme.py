@@ -106,11 +106,11 @@ def curve_table(results: dict[str, Any]) -> str:
     columns = max(len(cells) for cells in series.values())
     lines = ["| importance | goal in |" + " |" * columns, "|---|---|" + "---:|" * columns]
     for name, cells in series.items():
-        importance, _, term = name.partition("_")
+        importance, _, term = name.replace("random_measured", "random order, measured widths").partition("_")
         row = cells + [""] * (columns - len(cells))
         shown_term = term.replace("speedup", "time").replace("_or_layers", ", layers too")
         lines.append(f"| {importance} | {shown_term} | {' | '.join(row)} |")
-    rest = [claim for claim in claims.values() if claim["goal"] is not None]
+    rest = [claim for name, claim in claims.items() if claim["goal"] is not None or ", paired: " in name]
     return "\n".join([*lines, "", table({**results, "claims": rest})])
 
 
