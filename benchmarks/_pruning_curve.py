@@ -73,7 +73,8 @@ class Cut:
             goal |= {"on": "onnxruntime", "threads": THREADS}
         parts = ["heads", "feed_forward", *(["layers"] if self.layers else [])]
         rest = {"towers": {"text": 1.0}, "importance": self.importance, **WEIGHED, "recover": RECOVER}
-        measured = {"ranking": "measured", "reconstruct": True} if self.measured else {}
+        by_data = self.importance == "taylor" or self.measured
+        measured = {"ranking": "measured", "reconstruct": True} if by_data else {}
         return {"prune": {"goal": goal, "parts": parts, **rest, **measured}}
 
 

@@ -98,7 +98,8 @@ class Weighing:
         It raises StageError where there are no training examples.
         """
         wanted = self._asked.reconstruct
-        if wanted is False or (wanted is None and self._asked.importance not in BY_DATA):
+        usual = self._asked.importance in BY_DATA and self._asked.recover is None
+        if not (usual if wanted is None else wanted):
             return None
 
         def refit(found: Found, plans: Mapping[str, Plan], scores: Scores) -> None:
