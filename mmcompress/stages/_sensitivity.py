@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -269,14 +269,11 @@ class TaskOutputs:
 @contextmanager
 def without_layers(model: nn.Module, layers: Collection[Layer]) -> Iterator[None]:
     """A model without some layers, for a while."""
-    stacks = sorted({layer.stack for layer in layers})
-    if not stacks:
-        yield
-        return
-    here = {layer.index for layer in layers if layer.stack == stacks[0]}
-    kept = [index for index in range(len(model.get_submodule(stacks[0]))) if index not in here]  # type: ignore[arg-type]
-    others = [layer for layer in layers if layer.stack != stacks[0]]
-    with layers_dropped(model, stacks[0], kept), without_layers(model, others) if others else nullcontext():
+    with ExitStack() as dropped:
+        for stack in sorted({layer.stack for layer in layers}):
+            count = len(model.get_submodule(stack))  # type: ignore[arg-type]
+            kept = [index for index in range(count) if Layer(stack, index) not in layers]
+            dropped.enter_context(layers_dropped(model, stack, kept))
         yield
 
 

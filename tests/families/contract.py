@@ -210,9 +210,8 @@ def _nearest_agreement(
     ]
     values = raw_values([test[index] for index in range(len(one))], texts.inputs)
     feeds = processor.encode(values)
-    told = np.unique(np.array(values["text"]), return_inverse=True)[
-        1
-    ]  # equal texts are one answer, whichever is nearest
+    # Equal texts are one answer, whichever of them is nearest.
+    _, told = np.unique(np.array(values["text"]), return_inverse=True)
     gallery = [found.family.answer(session.run, texts.name, feeds) for session in sessions]
     same = []
     for start in range(0, len(one) // GALLERY * GALLERY, GALLERY):

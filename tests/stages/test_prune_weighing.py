@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -261,7 +260,9 @@ def test_what_was_measured_is_told(folder, tmp_path):
     drop_layers(model, "vision_model.encoder.layers", [0, 2])
     (gone,) = told["vision_model.encoder.layers.1"]
     assert gone == [0, pytest.approx(outputs.change([], frozenset({"vision.embeds"})), rel=1e-4)]
-    by_weights = Prune(goal={"macs": 0.7}, importance="random").run(replace(given, output=tmp_path / "other"))
+    by_weights = Prune(goal={"macs": 0.7}, importance="random").run(
+        dataclasses.replace(given, output=tmp_path / "other")
+    )
     assert "sensitivity" not in by_weights
 
 
