@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _claims import Claim, claim, find, verdict
+from _claims import Claim, verdict
 from _recipes import movable, smoke, write
 
 from mmcompress import runs
-from mmcompress.compare import mean_of
-from mmcompress.metrics import Row
-from mmcompress.metrics._statistics import Floats, bootstrap_means
+from mmcompress.metrics._statistics import Floats, bootstrap_means, drop_estimate, ratio_estimate, student_t
 from mmcompress.pipeline import Planner
 from mmcompress.recipe import load_recipe
 from mmcompress.report import Report, load_report, read_samples
@@ -39,9 +37,11 @@ RECOVER = {"losses": ["feature_mse"], "steps": 250, "batch_size": 256, "learning
 ORDER = "random order"
 AGAINST = {"random": 0.0, ORDER: None}
 """What Taylor is compared with, and the goal: cuts by no data at all, and those that differ in the order of groups alone."""
+SEEDS = 3
+"""Of the cuts by an importance at shares of the MACs, whose qualities are compared; the others have one."""
 THREADS, PROCESSES, ROUNDS = 2, 8, 24
 GRAPH = "vision_model"
-METRIC, MEAN = "recall_at_1", {"direction": "mean"}
+METRIC = "recall_at_1"
 
 
 @dataclass(frozen=True)
@@ -87,49 +87,92 @@ CUTS = (
 
 
 QUICK = (CUTS[0], CUTS[-1])
+SEVERAL = tuple(cut for cut in CUTS if cut.importance in IMPORTANCES and cut.term == "macs" and not cut.layers)
+"""The cuts that are made with every seed."""
 
 
-def recipe(work: Path, cuts: Sequence[Cut] = CUTS) -> Path:
-    """Write the recipe of all cuts."""
-    return write({**movable(BASE), "baselines": {cut.name: [cut.stage()] for cut in cuts}}, work / "curve.yaml")
+def recipe(work: Path, cuts: Sequence[Cut] = CUTS, seed: int = 0) -> Path:
+    """Write the recipe of cuts with a seed."""
+    baselines = {cut.name: [cut.stage()] for cut in cuts}
+    return write({**movable(BASE), "seed": seed, "baselines": baselines}, work / f"curve-{seed}.yaml")
 
 
 def curve(quick: bool, work: Path) -> tuple[list[Claim], dict[str, Any]]:
     """Build every cut (what is built is found), judge them together, time them together."""
     if quick:
         return smoke(recipe(work / "quick", QUICK)), {}
-    path = recipe(work)
     store = Store(work / "store")
-    report = load_report(runs.run(path, store=store.root, runs=work / "runs").folder)
-    planner = Planner(load_recipe(path), store)
+    paths = [recipe(work, CUTS if seed == 0 else SEVERAL, seed) for seed in range(SEEDS)]
+    judged = Judged([load_report(runs.run(path, store=store.root, runs=work / "runs").folder) for path in paths])
+    planner = Planner(load_recipe(paths[0]), store)
     models = {model.name: (model.family, planner.get(model.step).folder) for model in planner.plan().models}
     seconds = _times(models, work / "curve-times")
     teacher = seconds["teacher"]
-    fast = {
-        cut.name: _mean(report, cut, [t / own for t, own in zip(teacher, seconds[cut.name], strict=True)])
-        for cut in CUTS
-    }
-    kept = {cut.name: find(report, f"retention.{METRIC}", cut.name, **MEAN) for cut in CUTS}
     claims = []
     for cut in CUTS:
-        claims += [
-            claim(f"{cut.name}: recall@1 kept", kept[cut.name]),
-            claim(f"{cut.name}: times as fast", fast[cut.name]),
-        ]
+        claims += [judged.kept(cut), _fast(cut, teacher, seconds[cut.name])]
     for share in SHARES:
         taylor = Cut("taylor", "macs", share)
         for other, goal in AGAINST.items():
             chance = Cut("random", "macs", share, measured=other == ORDER)
-            above = [a - b for a, b in zip(_scores(report, taylor), _scores(report, chance), strict=True)]
             name = f"at {share} of the MACs, paired: Taylor above {other}"
-            claims.append(claim(name, _mean(report, taylor, above), goal, better=True))
+            claims.append(judged.above(name, taylor, chance, goal))
     curves = {
-        term: Curve.of([c for c in CUTS if c.series == f"taylor_{term}_or_layers"], report, seconds)
+        term: Curve.of([c for c in CUTS if c.series == f"taylor_{term}_or_layers"], judged, seconds)
         for term in ("speedup", "macs", "parameters")
     }
     for other in ("macs", "parameters"):
         claims += compared(curves["speedup"], curves[other], other)
-    return claims, {"curve_ms": seconds}
+    return claims, {"curve_ms": seconds, "curve_recall_at_1": judged.by_seed(["teacher", *(cut.name for cut in CUTS)])}
+
+
+# --- quality over seeds --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Scores of the same test examples in the reports of several seeds, the first of which holds every cut."""
+
+    reports: Sequence[Report]
+
+    def scores(self, *names: str) -> Floats:
+        """Of each example, its mean score over the seeds that have all of these models, [n, names]."""
+        found = [
+            [[record["score"] for record in read_samples(report, f"{METRIC}/{name}")] for name in names]
+            for report in self.reports
+            if _has(report, names)
+        ]
+        mean: Floats = np.mean(found, axis=0).T
+        return mean
+
+    def by_seed(self, names: Sequence[str]) -> dict[str, list[float]]:
+        """The mean score of each model, seed by seed."""
+        own = {name: [Judged([report]) for report in self.reports if _has(report, [name])] for name in names}
+        return {name: [float(one.scores(name).mean()) for one in found] for name, found in own.items()}
+
+    def kept(self, cut: Cut) -> Claim:
+        """The share of the teacher's recall@1 that a cut keeps; the interval is of test examples."""
+        values, drawn, n = self._two(cut.name, "teacher")
+        found = ratio_estimate(values, n, drawn)
+        assert found is not None
+        return Claim(f"{cut.name}: recall@1 kept", found.value, "ratio", found.ci95, None, True, None)
+
+    def above(self, name: str, cut: Cut, other: Cut, goal: float | None) -> Claim:
+        """How much more recall@1 a cut has than another."""
+        values, drawn, n = self._two(cut.name, other.name)
+        found = drop_estimate(values, n, drawn)
+        holds = verdict(found.one_sided95, goal, higher_is_better=True)
+        return Claim(name, found.value, "", found.ci95, goal, True, holds)
+
+    def _two(self, *names: str) -> tuple[tuple[float, float], tuple[Floats, Floats], int]:
+        scores = self.scores(*names)
+        first, second = scores.mean(axis=0)
+        drawn = bootstrap_means(scores, 0)
+        return (float(first), float(second)), (drawn[:, 0], drawn[:, 1]), len(scores)
+
+
+def _has(report: Report, names: Sequence[str]) -> bool:
+    return all(f"{METRIC}/{name}" in report.samples for name in names)
 
 
 # --- one curve against another -------------------------------------------------------------------------------------
@@ -148,9 +191,9 @@ class Curve:
     speeds: Floats
 
     @classmethod
-    def of(cls, cuts: Sequence[Cut], report: Report, seconds: Mapping[str, Sequence[float]]) -> Curve:
+    def of(cls, cuts: Sequence[Cut], judged: Judged, seconds: Mapping[str, Sequence[float]]) -> Curve:
         """The curve of some cuts: mean scores of the test examples, mean speeds of the processes."""
-        scores = np.array([_scores(report, cut) for cut in cuts]).T
+        scores = judged.scores(*(cut.name for cut in cuts))
         speeds = np.array([np.divide(seconds["teacher"], seconds[cut.name]) for cut in cuts]).T
         order = np.argsort(speeds.mean(axis=0))
         return cls(
@@ -209,16 +252,15 @@ def _estimated(name: str, value: float, drawn: Sequence[float], goal: float) -> 
     return Claim(name, value, "", (low, high), goal, True, verdict((worst, best), goal, higher_is_better=True))
 
 
-# --- quality and time ----------------------------------------------------------------------------------------------
+# --- time ----------------------------------------------------------------------------------------------------------
 
 
-def _scores(report: Report, cut: Cut) -> list[float]:
-    return [record["score"] for record in read_samples(report, f"{METRIC}/{cut.name}")]
-
-
-def _mean(report: Report, cut: Cut, values: Sequence[float]) -> Row:
-    row = find(report, METRIC, cut.name, **MEAN)
-    return mean_of(row, values, [str(number) for number in range(len(values))])
+def _fast(cut: Cut, teacher: Sequence[float], own: Sequence[float]) -> Claim:
+    """Times as fast as the teacher, by processes."""
+    ratios = np.divide(teacher, own)
+    half = student_t(0.025, len(ratios) - 1) * float(ratios.std(ddof=1)) / len(ratios) ** 0.5
+    mean = float(ratios.mean())
+    return Claim(f"{cut.name}: times as fast", mean, "ratio", (mean - half, mean + half), None, True, None)
 
 
 def _times(models: Mapping[str, tuple[Any, Path]], work: Path) -> dict[str, list[float]]:

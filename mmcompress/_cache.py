@@ -5,10 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from mmcompress.component import JSON, digest_json
+from mmcompress.store import read_json, write_json
 
 DAY = 86400.0
+FOUND = "found.json"
+"""The file of a folder that :func:`kept` made."""
 _GONE = ".gone"
 
 
@@ -18,7 +25,7 @@ class Cached:
 
     folder: Path
     kind: str
-    """``teacher_outputs``, ``examples``, ..."""
+    """``teacher_outputs``, ``sensitivity``, ``block_times``, ..."""
     size_bytes: int
     unused_days: float
     """Since it was written, or opened by a stage that tells so."""
@@ -34,6 +41,24 @@ def cached(cache: Path, now: float | None = None) -> list[Cached]:
         size = sum(path.stat().st_size for path in files)
         found.append(Cached(folder, folder.parent.name, size, max(0.0, (moment - last) / DAY)))
     return sorted(found, key=lambda one: -one.unused_days)
+
+
+def kept(cache: Path, kind: str, identity: JSON, find: Callable[[], JSON]) -> Any:
+    """What was found for an identity before; where it was not, what ``find`` finds now, which is kept.
+
+    As JSON: numbers come back as they went, pairs as lists. Two who look for it at once both find it.
+
+    Raises:
+        InputError: what was kept is no JSON any more.
+    """
+    folder = cache / kind / digest_json(identity)
+    if (folder / FOUND).is_file():
+        used(folder, FOUND)
+    else:
+        found = find()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / FOUND, found)
+    return read_json(folder / FOUND)
 
 
 def used(folder: Path, name: str) -> None:

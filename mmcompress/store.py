@@ -4,7 +4,7 @@
 
     <store>/artifacts/<kind>/<key>/    a finished artifact: its files and artifact.json
     <store>/work/<key>/                private to the build that holds the lock; kept when it is killed, for resuming
-    <store>/cache/                     stored teacher outputs, calibration tables: each under its own key
+    <store>/cache/                     stored teacher outputs, sensitivities, block times: each under its own key
     <store>/locks/<key>.lock
 """
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mmcompress._cache import DAY, cached, remove, used
+from mmcompress._cache import DAY, FOUND, cached, kept, remove, used
 from mmcompress.cli import cli
+from mmcompress.errors import InputError
 
 pytestmark = pytest.mark.unit
 
@@ -36,6 +37,27 @@ def test_sizes_and_ages(tmp_path: Path) -> None:
     assert not old.exists() and [path.name for path in old.parent.iterdir()] == []
     used(new, "about.json")
     assert cached(tmp_path / "cache")[0].unused_days < 1
+
+
+def test_what_was_found_is_found_again_and_listed(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def find(value: float) -> dict[str, list[float]]:
+        asked.append("once")
+        return {"units": [value, 1e-17]}
+
+    for value in (0.1 + 0.2, 7.0):
+        assert kept(tmp_path, "sensitivity", {"seed": 0}, lambda value=value: find(value)) == {
+            "units": [0.1 + 0.2, 1e-17]
+        }
+    assert kept(tmp_path, "sensitivity", {"seed": 1}, lambda: find(7.0)) == {"units": [7.0, 1e-17]}
+    assert len(asked) == 2
+    found = cached(tmp_path)
+    assert [one.kind for one in found] == ["sensitivity"] * 2
+    for one in found:
+        (one.folder / FOUND).write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        kept(tmp_path, "sensitivity", {"seed": 0}, lambda: find(7.0))
 
 
 def test_the_command_lists_and_removes_when_told_to(tmp_path: Path) -> None:

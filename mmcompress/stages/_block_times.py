@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmcompress._cache import kept
 from mmcompress._environment import environment_facts
-from mmcompress.component import JSON, digest_json
+from mmcompress.component import JSON
 from mmcompress.errors import MissingExtra, StageError
 from mmcompress.families import Family, Feeds
 from mmcompress.families._structure import drop_layers
@@ -27,7 +28,6 @@ from mmcompress.stages._pruning import Block, Part
 from mmcompress.stages._removing import Found
 from mmcompress.stages._time_prices import TimePrices, scales
 from mmcompress.stages._timing_rounds import Timed, time_in_turn
-from mmcompress.store import read_json, write_json
 
 REVISION = 5
 """Raised when the same model and machine would give another table, or another cut by it."""
@@ -95,24 +95,25 @@ def table_of(
     """
     model = source.family.load(source.folder)
     widths = WIDTH_SHARES if "width" in parts else WIDTH_SHARES[:1]
-    identity = {
-        "machine": fingerprint(runtime, threads),
+    machine = fingerprint(runtime, threads)
+    identity: JSON = {
+        "machine": machine,
         "family": source.family.component_name(),
         "shapes": {name: list(p.shape) for name, p in model.named_parameters()},
         "grid": [SHALLOW, DEEPER, HEAD_SHARES, UNIT_SHARES, widths, ROUND],
         "batch": batch,
         "revision": REVISION,
     }
-    path = cache / "block_times" / f"{digest_json(identity)}.json"
-    if path.is_file():
-        return Times(read_json(path))
     wanted: tuple[Part, ...] = ("heads", "feed_forward", "width") if len(widths) > 1 else ("heads", "feed_forward")
-    found = find(source.family, model, wanted)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as work:
-        table = _measure(source, found, _Target(runtime, threads, batch), widths, Path(work), progress)
-    write_json(path, {"machine": identity["machine"], "batch": batch, **table})
-    return Times(read_json(path))
+
+    def measured() -> JSON:
+        found = find(source.family, model, wanted)
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as work:
+            table = _measure(source, found, _Target(runtime, threads, batch), widths, Path(work), progress)
+        return {"machine": machine, "batch": batch, **table}
+
+    return Times(kept(cache, "block_times", identity, measured))
 
 
 # --- what is measured ----------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmcompress.component import JSON
 from mmcompress.errors import StageError
 from mmcompress.families import Family
 from mmcompress.families._structure import layers_dropped
@@ -39,32 +38,31 @@ FEW = 8
 """Of so few options, such as a number of heads, every one is measured."""
 Mask = Iterable[tuple[str, int, Sequence[int]]]
 """Parameters, an axis of each, and where along it they become zero."""
+Sensitivity = dict[str, list[tuple[int, float]]]
+"""By block (or layer, or width of heads) pairs of what is left and how far the outputs move then."""
 Progress = Callable[[int, int], None]
 """Hears how much is done, of how much."""
+OVERFLOW = 1e12
+"""The most that outputs are said to move, and what those are said to that are no numbers any more."""
 
 
 def silent(done: int, of: int) -> None:
     """Hears nothing."""
 
 
-def measured(
-    tower: Tower, scores: Scores, outputs: TaskOutputs, progress: Progress = silent
-) -> tuple[Tower, dict[str, JSON]]:
-    """A tower whose losses are what its blocks, the widths of its heads and its layers were measured to matter.
+def measured(tower: Tower, scores: Scores, outputs: TaskOutputs, progress: Progress = silent) -> Sensitivity:
+    """How far the outputs move with ever less of each block, of the widths of its heads, and without each layer.
 
     Args:
-        tower: With what may go, and its losses by importance, which tell what lies between measured counts.
+        tower: With what may go.
         scores: The order in which groups go.
         outputs: Of the model that shall be cut.
         progress: Called with how much is done.
 
-    Returns:
-        The tower, and what was measured: per block (or layer) pairs of what is left and how far the outputs move.
-
     Raises:
         StageError: no output depends on the tower.
     """
-    blocks = [*tower.blocks, *([tower.width] if tower.width is not None else [])]
+    blocks = _counted(tower)
     layers = tower.all_layers() if tower.layers else []
     counts = {block.name: _steps(block.groups, tower.counts[block.name]) for block in blocks}
     narrowed = [block for block in tower.blocks if block.name in tower.sizes]
@@ -91,21 +89,43 @@ def measured(
         for block in narrowed
     }
     by_layer = {layer: told(outputs.change_without(layer, reached)) for layer in layers}
-    weighed = replace(
-        tower,
-        losses={name: curve(tower.losses[name], found) for name, found in by_count.items()},
-        size_losses={name: curve(tower.size_losses[name], found) for name, found in by_size.items()},
-        layer_losses=by_layer if layers else None,
-    )
-    facts: dict[str, JSON] = {
-        block.name: [[block.groups - gone, change] for gone, change in by_count[block.name].items()]
+    found = {
+        block.name: [(block.groups - gone, change) for gone, change in by_count[block.name].items()]
         for block in blocks
         if by_count[block.name]
     }
     for block in narrowed:
-        facts[f"{block.name}.head_width"] = [[block.size - gone, at] for gone, at in by_size[block.name].items()]
-    facts |= {f"{layer.stack}.{layer.index}": [[0, change]] for layer, change in by_layer.items()}
-    return weighed, facts
+        found[_heads(block.name)] = [(block.size - gone, change) for gone, change in by_size[block.name].items()]
+    return found | {_name(layer): [(0, change)] for layer, change in by_layer.items()}
+
+
+def weighed(tower: Tower, found: Sensitivity) -> Tower:
+    """A tower whose losses are what was found; its losses by importance tell what lies between measured counts."""
+
+    def by_gone(name: str, whole: int) -> dict[int, float]:
+        return {whole - left: change for left, change in found.get(name, ())}
+
+    sizes = {block.name: block.size for block in tower.blocks}
+    groups = {block.name: block.groups for block in _counted(tower)}
+    return replace(
+        tower,
+        losses={name: curve(lost, by_gone(name, groups[name])) for name, lost in tower.losses.items()},
+        size_losses={name: curve(lost, by_gone(_heads(name), sizes[name])) for name, lost in tower.size_losses.items()},
+        layer_losses={layer: found[_name(layer)][0][1] for layer in tower.all_layers()} if tower.layers else None,
+    )
+
+
+def _counted(tower: Tower) -> list[Block]:
+    """All of which groups go: the width too, where it may be cut."""
+    return [*tower.blocks, *([tower.width] if tower.width is not None else [])]
+
+
+def _heads(block: str) -> str:
+    return f"{block}.head_width"
+
+
+def _name(layer: Layer) -> str:
+    return f"{layer.stack}.{layer.index}"
 
 
 def _steps(whole: int, left: Sequence[int]) -> list[int]:
@@ -263,7 +283,7 @@ class TaskOutputs:
             now = self.given(batch, frozenset(want))
             for name in far.keys() & now.keys():
                 far[name] += _apart(name, now[name], before[name])
-        return {name: value / (self._spread[name] or 1.0) for name, value in far.items()}
+        return {name: min(value / (self._spread[name] or 1.0), OVERFLOW) for name, value in far.items()}
 
 
 @contextmanager

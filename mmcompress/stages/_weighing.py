@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mmcompress.component import JSON
+from mmcompress._cache import kept
+from mmcompress.component import JSON, digest_path
 from mmcompress.data import Examples
 from mmcompress.errors import StageError
+from mmcompress.package import family_fields
 from mmcompress.stages import Model, StageInput
 from mmcompress.stages._choice import Plan, Ranking, Tower
 from mmcompress.stages._pruning import Block
@@ -20,24 +24,29 @@ if TYPE_CHECKING:
     from mmcompress.stages._cutting import Refit, Sense
     from mmcompress.stages._importance import Scores
     from mmcompress.stages._removing import Found
-    from mmcompress.stages._sensitivity import Batch, Progress, TaskOutputs
+    from mmcompress.stages._sensitivity import Batch, Progress, Sensitivity, TaskOutputs
     from mmcompress.stages.prune import Prune
 
 Importance = Literal["taylor", "obd", "magnitude", "activation", "random"]
 BY_DATA = ("taylor", "obd", "activation")
 SENSED = 128
 """Training examples, at most, that sensitivity is measured on: each is seen with every mask."""
+REVISION = 1
+"""Raised when the same model and examples would be weighed otherwise."""
 
 
 class Weighing:
-    """Weighs the parts of one model. Importance and sensitivity are kept: cuts that correct a first one cut the same model."""
+    """Weighs the parts of one model.
+
+    What was asked of data lies in the cache: other goals, and cuts that correct a first one, cut the same model by it.
+    """
 
     def __init__(self, asked: Prune, given: StageInput, source: Model) -> None:
         """By the fields of ``asked``; ``source`` is the model that is cut, as often as it takes, each time loaded anew."""
         self._asked, self._given, self._source = asked, given, source
         self._scores: Scores | None = None
-        self._towers: dict[str, tuple[Tower, dict[str, JSON]]] = {}
-        self._kept: TaskOutputs | None = None
+        self._sensitivity: dict[str, Sensitivity] = {}
+        self._whole: TaskOutputs | None = None
 
     @property
     def relative(self) -> bool:
@@ -57,15 +66,17 @@ class Weighing:
             StageError: it needs training examples, and there are none.
         """
         if self._scores is None:
-            self._given.progress(f"ranking by {self._asked.importance}", 0, 0)
             if self._asked.importance in BY_DATA:
-                drawn = (self._asked.samples, self._asked.batch_size, self._given.seed)
-                self._scores = rank_by_task(
-                    self._source, model, self._given.train, blocks, self._asked.importance, *drawn
-                )
+                self._scores = self._found("importance", blocks, {}, lambda: self._rank(model, blocks))
             else:
                 self._scores = rank_by_weights(model, blocks, self._asked.importance, self._given.seed)
         return self._scores
+
+    def _rank(self, model: nn.Module, blocks: Sequence[Block]) -> Scores:
+        asked = self._asked
+        self._given.progress(f"ranking by {asked.importance}", 0, 0)
+        drawn = (asked.samples, asked.batch_size, self._given.seed)
+        return rank_by_task(self._source, model, self._given.train, blocks, asked.importance, *drawn)
 
     def sense(self, model: nn.Module) -> Sense | None:
         """What measures the losses of a tower's blocks; None where sums of importance tell them.
@@ -77,20 +88,51 @@ class Weighing:
             return None
 
         def sense(tower: Tower, scores: Scores) -> Tower:
-            from mmcompress.stages._sensitivity import measured
+            from mmcompress.stages._sensitivity import measured, weighed
 
             needs_examples(self._given.train, "ranking: measured", "ranking: global")
-            if tower.name not in self._towers:
+            if tower.name not in self._sensitivity:
                 progress = self._progress(f"masking parts of {tower.name}")
-                self._towers[tower.name] = measured(tower, scores, self._outputs(model), progress)
-            return self._towers[tower.name][0]
+                options: dict[str, JSON] = {
+                    "tower": tower.name,
+                    "counts": {name: list(counts) for name, counts in tower.counts.items()},
+                    "sizes": {name: list(sizes) for name, sizes in tower.sizes.items()},
+                    "layers": tower.layers,
+                    "examples": SENSED,
+                }
+                self._sensitivity[tower.name] = self._found(
+                    "sensitivity",
+                    tower.blocks,
+                    options,
+                    lambda: measured(tower, scores, self._outputs(model), progress),
+                )
+            return weighed(tower, self._sensitivity[tower.name])
 
         return sense
 
-    def facts(self) -> dict[str, JSON]:
-        """What was measured: per block pairs of what is left and how far the outputs move then."""
-        found = {name: facts for name, (_, facts) in self._towers.items()}
-        return {"sensitivity": found} if found else {}
+    def facts(self) -> dict[str, Any]:
+        """What was measured: per tower and block pairs of what is left and how far the outputs move then."""
+        return {"sensitivity": dict(self._sensitivity)} if self._sensitivity else {}
+
+    def _found(self, kind: str, blocks: Sequence[Block], options: Mapping[str, JSON], find: Callable[[], Any]) -> Any:
+        """What was found for the same model, examples and fields before, or is found now."""
+        if self._given.train_identity is None:
+            return find()
+        shapes: JSON = [[block.name, block.groups, block.channels, *block.producers] for block in blocks]
+        return kept(self._given.cache, kind, {**self._identity, "blocks": shapes, **options}, find)
+
+    @cached_property
+    def _identity(self) -> dict[str, JSON]:
+        asked, family = self._asked, self._source.family
+        return {
+            "model": digest_path(self._source.folder),
+            "family": {family.component_name(): family_fields(family)},
+            "train": self._given.train_identity,
+            "seed": self._given.seed,
+            "drawn": [asked.importance, asked.samples, asked.batch_size],
+            "versions": {name: version(name) for name in ("torch", "transformers")},
+            "revision": REVISION,
+        }
 
     def refit(self, model: nn.Module) -> Refit | None:
         """What makes up for what goes in the weights of what stays; None where these stay as they are.
@@ -115,10 +157,10 @@ class Weighing:
         """Of a model as it is; kept for as long as it is the same one."""
         from mmcompress.stages._sensitivity import TaskOutputs
 
-        if self._kept is None or self._kept.model is not model:
+        if self._whole is None or self._whole.model is not model:
             batches = self._batches(min(self._asked.samples, SENSED))
-            self._kept = TaskOutputs(self._source.family, model, batches)
-        return self._kept
+            self._whole = TaskOutputs(self._source.family, model, batches)
+        return self._whole
 
     def _batches(self, count: int) -> Iterator[Batch]:
         from mmcompress.stages._importance import batches

@@ -20,7 +20,15 @@ from mmcompress.stages._importance import encode, taylor, uniform
 from mmcompress.stages._pruning import Block, Dependencies
 from mmcompress.stages._reconstruction import RIDGE, reconstruct
 from mmcompress.stages._removing import Found
-from mmcompress.stages._sensitivity import TaskOutputs, curve, group_mask, mask_parameters, measured
+from mmcompress.stages._sensitivity import (
+    OVERFLOW,
+    TaskOutputs,
+    curve,
+    group_mask,
+    mask_parameters,
+    measured,
+    weighed,
+)
 from mmcompress.stages.prune import Prune
 
 torch = pytest.importorskip("torch")
@@ -100,7 +108,7 @@ def test_outputs_that_overflow_are_no_small_change():
     outputs = TaskOutputs(Gives(), model, INPUTS)
     with torch.no_grad():
         model.second.bias.fill_(float("nan"))
-    assert outputs.change([], Y) == float("inf")
+    assert outputs.change([], Y) == OVERFLOW
 
 
 def test_tied_weights_are_masked_once_and_given_back():
@@ -153,10 +161,11 @@ def test_units_that_stand_in_for_each_other_are_missed_more_than_their_importanc
     tower = Tower("tower", (UNITS,), {"units": cumulated([1.0, 1.0])}, {"units": (2, 1)})
     seen = []
     outputs = TaskOutputs(Gives(), Two(), INPUTS)
-    found, facts = measured(tower, {"units": [2.0, 1.0]}, outputs, lambda *done: seen.append(done))
-    assert found.losses["units"].tolist() == pytest.approx([0.0, 28.0, 28.0])  # one unit always stays
-    assert found.layer_losses is None and seen == [(1, 1)]
-    assert facts == {"units": [[1, pytest.approx(28.0)]]}
+    found = measured(tower, {"units": [2.0, 1.0]}, outputs, lambda *done: seen.append(done))
+    assert found == {"units": [(1, pytest.approx(28.0))]} and seen == [(1, 1)]
+    by_sensitivity = weighed(tower, found)
+    assert by_sensitivity.losses["units"].tolist() == pytest.approx([0.0, 28.0, 28.0])  # one unit always stays
+    assert by_sensitivity.layer_losses is None
 
 
 # --- reconstruction ------------------------------------------------------------------------------------------------
@@ -259,11 +268,36 @@ def test_what_was_measured_is_told(folder, tmp_path):
     outputs = TaskOutputs(family, model, batches)
     drop_layers(model, "vision_model.encoder.layers", [0, 2])
     (gone,) = told["vision_model.encoder.layers.1"]
-    assert gone == [0, pytest.approx(outputs.change([], frozenset({"vision.embeds"})), rel=1e-4)]
+    assert gone == (0, pytest.approx(outputs.change([], frozenset({"vision.embeds"})), rel=1e-4))
     by_weights = Prune(goal={"macs": 0.7}, importance="random").run(
         dataclasses.replace(given, output=tmp_path / "other")
     )
     assert "sensitivity" not in by_weights
+
+
+def test_another_goal_asks_nothing_of_data_again(folder, tmp_path):
+    heard: list[str] = []
+    model, goals = Model(Clip(path=folder), folder), iter(range(9))
+
+    def cut(share: float, seed: int = 0, identity: str | None = "pairs") -> dict[str, bytes]:
+        output = tmp_path / f"output-{next(goals)}"
+        given = StageInput(model, None, Pairs(), None, seed, output, tmp_path, tmp_path / "cache")
+        given = dataclasses.replace(
+            given, train_identity=identity, progress=lambda message, done, of: heard.append(message)
+        )
+        heard.clear()
+        facts = Prune(goal={"macs": share}, reconstruct=False).run(given)
+        assert set(facts["sensitivity"]) == {"text", "vision"}
+        return {name: (output / name).read_bytes() for name in ("model.safetensors", "structure.json")}
+
+    asked = {"ranking by taylor", "masking parts of vision", "masking parts of text"}
+    cut(0.8)
+    assert asked <= set(heard)
+    again = cut(0.6)
+    assert not asked & set(heard)
+    assert again == cut(0.6, identity=None) and asked <= set(heard)  # data without a name is asked each time
+    cut(0.6, seed=1)
+    assert asked <= set(heard)
 
 
 def _drawn(count):
