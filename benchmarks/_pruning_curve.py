@@ -115,7 +115,7 @@ def curve(quick: bool, work: Path) -> tuple[list[Claim], dict[str, Any]]:
         taylor = Cut("taylor", "macs", share)
         for other, goal in AGAINST.items():
             chance = Cut("random", "macs", share, measured=other == ORDER)
-            name = f"at {share} of the MACs, paired: Taylor above {other}"
+            name = f"at {share} of the MACs, paired, points: Taylor above {other}"
             claims.append(judged.above(name, taylor, chance, goal))
     curves = {
         term: Curve.of([c for c in CUTS if c.series == f"taylor_{term}_or_layers"], judged, seconds)
@@ -223,7 +223,7 @@ def compared(ours: Curve, other: Curve, term: str) -> list[Claim]:
             told = f"at the quality of {name}: times as fast as by {term}"
             claims.append(_estimated(told, faster(*measured), [faster(*one) for one in drawn], 1.0))
         if ours.speed[index] <= other.speed.max():
-            told = f"at the time of {name}: recall@1 above cuts by {term}"
+            told = f"at the time of {name}: points of recall@1 above cuts by {term}"
             claims.append(_estimated(told, above(*measured), [above(*one) for one in drawn], 0.0))
     return claims
 

@@ -110,7 +110,7 @@ def curve_table(results: dict[str, Any]) -> str:
         row = cells + [""] * (columns - len(cells))
         shown_term = term.replace("speedup", "time").replace("_or_layers", ", layers too")
         lines.append(f"| {importance} | {shown_term} | {' | '.join(row)} |")
-    rest = [claim for name, claim in claims.items() if claim["goal"] is not None or ", paired: " in name]
+    rest = [claim for name, claim in claims.items() if claim["goal"] is not None or ", paired" in name]
     return "\n".join([*lines, "", table({**results, "claims": rest})])
 
 
