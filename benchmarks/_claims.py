@@ -100,21 +100,24 @@ def main(
 
 
 def main_of_parts(
-    text: str, parts: Mapping[str, Callable[[bool, Path, Path], tuple[Sequence[Claim], Mapping[str, Any]]]]
+    text: str,
+    parts: Mapping[str, Callable[..., tuple[Sequence[Claim], Mapping[str, Any]]]],
+    *,
+    paths: Sequence[str] = ("data", "work"),
 ) -> int:
-    """:func:`main` of the parts that ``--only`` names, or of all: each is given ``quick``, DATA and WORK."""
+    """:func:`main` of the parts that ``--only`` names, or of all: each is given ``quick`` and the paths, resolved."""
     chosen = only() or list(parts)
 
-    def measure(quick: bool, data: Path, work: Path) -> tuple[Sequence[Claim], Mapping[str, Any]]:
+    def measure(quick: bool, *given: Path) -> tuple[Sequence[Claim], Mapping[str, Any]]:
         claims: list[Claim] = []
         samples: dict[str, Any] = {}
         for name in chosen:
-            found, raw = parts[name](quick, data, work.resolve())
+            found, raw = parts[name](quick, *(path.resolve() for path in given))
             claims += found
             samples.update(raw)
         return claims, samples
 
-    return main(text, measure, paths=("data", "work"))
+    return main(text, measure, paths=paths)
 
 
 def write_and_print(claims: Sequence[Claim], samples: Mapping[str, Any], out: Path | None, *, quick: bool) -> int:

@@ -19,7 +19,7 @@ from _claims import Claim, verdict
 from _recipes import movable, smoke, write
 
 from mmcompress import runs
-from mmcompress.metrics._statistics import Floats, bootstrap_means, drop_estimate, ratio_estimate, student_t
+from mmcompress.metrics._statistics import Floats, bootstrap_means, drop_estimate, ratio_estimate, student_interval
 from mmcompress.pipeline import Planner
 from mmcompress.recipe import load_recipe
 from mmcompress.report import Report, load_report, read_samples
@@ -258,9 +258,8 @@ def _estimated(name: str, value: float, drawn: Sequence[float], goal: float) -> 
 def _fast(cut: Cut, teacher: Sequence[float], own: Sequence[float]) -> Claim:
     """Times as fast as the teacher, by processes."""
     ratios = np.divide(teacher, own)
-    half = student_t(0.025, len(ratios) - 1) * float(ratios.std(ddof=1)) / len(ratios) ** 0.5
-    mean = float(ratios.mean())
-    return Claim(f"{cut.name}: times as fast", mean, "ratio", (mean - half, mean + half), None, True, None)
+    ci95 = student_interval(ratios, 0.025)
+    return Claim(f"{cut.name}: times as fast", float(ratios.mean()), "ratio", ci95, None, True, None)
 
 
 def _times(models: Mapping[str, tuple[Any, Path]], work: Path) -> dict[str, list[float]]:

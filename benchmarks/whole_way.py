@@ -7,18 +7,18 @@ The parts, both without ``--only``, and the time of each on two cores when nothi
 - ``package``: the quickstart (a quarter of an hour)
 - ``teacher``: its teacher, made again, and two baselines (an hour)
 
-``--quick`` drives the quickstart on 64 examples: it shows that everything runs, and measures nothing.
+``--quick`` drives them on 64 examples: it shows that everything runs, and measures nothing.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from _claims import Claim, claim, find, main, only, samples_of
+from _claims import Claim, claim, find, main_of_parts, samples_of
+from _recipes import smoke
 
 from mmcompress import runs
 from mmcompress.report import load_report
@@ -28,9 +28,12 @@ INT8 = "onnxruntime int8"
 MEAN: dict[str, Any] = {"direction": "mean"}
 
 
-def package() -> tuple[list[Claim], Mapping[str, Any]]:
+def package(quick: bool) -> tuple[list[Claim], Mapping[str, Any]]:
     """Run the quickstart (what is built is found): what its package keeps and costs."""
-    report = load_report(runs.run(RECIPES / "quickstart.yaml").folder)
+    recipe = RECIPES / "quickstart.yaml"
+    if quick:
+        return smoke(recipe), {}
+    report = load_report(runs.run(recipe).folder)
     image: dict[str, Any] = {"request": "embed_image", "batch": 1, "scope": "engine"}
     text = {**image, "request": "embed_text"}
     speed = "speedup.latency_ms_p50"
@@ -45,9 +48,12 @@ def package() -> tuple[list[Claim], Mapping[str, Any]]:
     return claims, samples_of([report])
 
 
-def teacher() -> tuple[list[Claim], Mapping[str, Any]]:
+def teacher(quick: bool) -> tuple[list[Claim], Mapping[str, Any]]:
     """Make the teacher again, and what it should be better than."""
-    report = load_report(runs.run(RECIPES / "scenes_teacher.yaml").folder)
+    recipe = RECIPES / "scenes_teacher.yaml"
+    if quick:
+        return smoke(recipe), {}
+    report = load_report(runs.run(recipe).folder)
     lost = "drop.recall_at_1"
     half, small = (find(report, lost, name, **MEAN) for name in ("half_width", "package_size"))
     claims = [
@@ -58,20 +64,8 @@ def teacher() -> tuple[list[Claim], Mapping[str, Any]]:
     return claims, samples_of([report])
 
 
-PARTS: dict[str, Callable[[], tuple[list[Claim], Mapping[str, Any]]]] = {"package": package, "teacher": teacher}
-
-
-def measure(chosen: Sequence[str], quick: bool) -> tuple[Sequence[Claim], Mapping[str, Any]]:
-    """The parts that were asked for."""
-    if quick:
-        outcome = runs.run(RECIPES / "quickstart.yaml", smoke=True)
-        passed = 0.0 if outcome.failures else 1.0
-        return [Claim("a smoke run of the quickstart finishes", passed, "", None, 1.0, True, passed == 1.0)], {}
-    found = [PARTS[name]() for name in chosen or PARTS]
-    return [one for claims, _ in found for one in claims], {
-        key: raw for _, samples in found for key, raw in samples.items()
-    }
+PARTS = {"package": package, "teacher": teacher}
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__ or "", partial(measure, only())))
+    sys.exit(main_of_parts(__doc__ or "", PARTS, paths=()))

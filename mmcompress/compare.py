@@ -20,7 +20,7 @@ from mmcompress._report_text import short, title
 from mmcompress.component import digest_json
 from mmcompress.errors import InputError, UsageError
 from mmcompress.metrics import Row
-from mmcompress.metrics._statistics import bootstrap_means, drop_estimate, student_t
+from mmcompress.metrics._statistics import bootstrap_means, drop_estimate, student_interval
 from mmcompress.report import Report, load_report, print_report, read_samples
 
 if TYPE_CHECKING:
@@ -180,13 +180,8 @@ def mean_of(row: Row, values: Sequence[float], artifacts: Sequence[str]) -> Row:
     made = replace(row, artifact=artifact, conditions=conditions, value=float(np.mean(values)), n=len(values))
     if len(set(values)) == 1 and row.ci95 is None:
         return made
-    error = float(np.std(values, ddof=1)) / len(values) ** 0.5
-
-    def interval(alpha: float) -> tuple[float, float]:
-        half = student_t(alpha, len(values) - 1) * error
-        return float(np.mean(values)) - half, float(np.mean(values)) + half
-
-    return replace(made, ci95=interval(0.025), one_sided95=interval(0.05), interval_of="seed")
+    two, one = (student_interval(np.asarray(values, dtype=np.float64), alpha) for alpha in (0.025, 0.05))
+    return replace(made, ci95=two, one_sided95=one, interval_of="seed")
 
 
 # --- paired differences --------------------------------------------------------------------------------------------

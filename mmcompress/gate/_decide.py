@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from mmcompress.metrics._statistics import Floats, student_t, student_t_tail
+from mmcompress.metrics._statistics import Floats, student_interval, student_t, student_t_tail
 from mmcompress.metrics._timing import Block, Job
 
 BASELINE, AGAIN, CANDIDATE = "baseline", "baseline again", "candidate"
@@ -121,9 +121,8 @@ def interval_of(values: Floats, alpha: float) -> Interval:
     n = len(values)
     if n < 2:
         return Interval(float(values.mean()) if n else 0.0, math.inf, -math.inf, math.inf, n)
-    mean, deviation = float(values.mean()), float(values.std(ddof=1))
-    half = student_t(alpha, n - 1) * deviation / math.sqrt(n)
-    return Interval(mean, deviation, mean - half, mean + half, n)
+    low, high = student_interval(values, alpha)
+    return Interval(float(values.mean()), float(values.std(ddof=1)), low, high, n)
 
 
 def examine(pairs: Pairs, rule: Rule) -> Found:

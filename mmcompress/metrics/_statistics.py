@@ -241,13 +241,19 @@ def process_estimate(values: Floats) -> Estimate:
     if len(values) < 2:
         raise ValueError("an interval over processes needs at least two")
     logs = np.log(values)
-    mean, error = float(logs.mean()), float(logs.std(ddof=1)) / math.sqrt(len(logs))
 
     def interval(alpha: float) -> tuple[float, float]:
-        half = student_t(alpha, len(logs) - 1) * error
-        return math.exp(mean - half), math.exp(mean + half)
+        low, high = student_interval(logs, alpha)
+        return math.exp(low), math.exp(high)
 
-    return Estimate(math.exp(mean), len(logs), interval(_TWO_SIDED), interval(_ONE_SIDED))
+    return Estimate(math.exp(float(logs.mean())), len(logs), interval(_TWO_SIDED), interval(_ONE_SIDED))
+
+
+def student_interval(values: Floats, alpha: float) -> tuple[float, float]:
+    """Student's interval of the mean of values [n], of which there are at least two, with ``alpha`` outside each end."""
+    mean = float(values.mean())
+    half = student_t(alpha, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return mean - half, mean + half
 
 
 @cache

@@ -80,23 +80,15 @@ def measured(tower: Tower, scores: Scores, outputs: TaskOutputs, progress: Progr
     def masked(mask: Mask) -> float:
         return told(outputs.change(mask, reached))
 
-    by_count = {
-        block.name: {gone: masked(group_mask(block, least_of(scores[block.name], gone))) for gone in counts[block.name]}
-        for block in blocks
-    }
-    by_size = {
-        block.name: {gone: masked(head_width_mask(block, scores, gone)) for gone in sizes[block.name]}
-        for block in narrowed
-    }
-    by_layer = {layer: told(outputs.change_without(layer, reached)) for layer in layers}
-    found = {
-        block.name: [(block.groups - gone, change) for gone, change in by_count[block.name].items()]
-        for block in blocks
-        if by_count[block.name]
-    }
+    found: Sensitivity = {}
+    for block in blocks:
+        if counts[block.name]:
+            masks = ((gone, group_mask(block, least_of(scores[block.name], gone))) for gone in counts[block.name])
+            found[block.name] = [(block.groups - gone, masked(mask)) for gone, mask in masks]
     for block in narrowed:
-        found[_heads(block.name)] = [(block.size - gone, change) for gone, change in by_size[block.name].items()]
-    return found | {_name(layer): [(0, change)] for layer, change in by_layer.items()}
+        masks = ((gone, head_width_mask(block, scores, gone)) for gone in sizes[block.name])
+        found[_heads(block.name)] = [(block.size - gone, masked(mask)) for gone, mask in masks]
+    return found | {_name(layer): [(0, told(outputs.change_without(layer, reached)))] for layer in layers}
 
 
 def weighed(tower: Tower, found: Sensitivity) -> Tower:
